@@ -1,0 +1,1 @@
+//! The contract between the parts of sandbox: traits, validated value types, errors; no I/O.

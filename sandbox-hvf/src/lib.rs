@@ -1,0 +1,1 @@
+//! macOS Hypervisor.framework backend (documentation only, for now).

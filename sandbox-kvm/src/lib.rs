@@ -1,0 +1,1 @@
+//! Linux KVM backend: the hypervisor traits of sandbox-vmm, and Backend.

@@ -1,0 +1,1 @@
+//! Egress proxy: policy, HTTP and TLS, credential injection, response scrubbing, audit.

@@ -1,0 +1,1 @@
+//! Run AI coding agents in microVMs that hold no secrets.
