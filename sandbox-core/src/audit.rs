@@ -1,0 +1,70 @@
+//! What happened at the border: one record per attempt, allowed or not.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::id::SandboxId;
+
+/// Receives audit events. Called on the proxy's path: hand over and return.
+pub trait AuditSink: Send + Sync + fmt::Debug {
+    /// Takes one event. A sink that cannot keep it must say so by other means than blocking.
+    fn record(&self, event: &AuditEvent);
+}
+
+/// One attempt to leave the sandbox, when it has ended. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AuditEvent {
+    /// When the attempt began.
+    #[serde(serialize_with = "unix_millis")]
+    pub time: SystemTime,
+    /// Whose attempt it was.
+    pub sandbox: SandboxId,
+    /// Target host as the client named it, in normal form; empty where it could not be parsed.
+    pub host: String,
+    /// Target port; 0 where it could not be parsed.
+    pub port: u16,
+    /// Request method where the stream was readable, `CONNECT` for an opaque tunnel.
+    pub method: Option<String>,
+    /// Request path without query, where the stream was readable.
+    pub path: Option<String>,
+    /// What was decided.
+    pub decision: AuditDecision,
+    /// The rule that decided, as the user wrote it.
+    pub rule: String,
+    /// Name of the service whose credential was added, if any.
+    pub credential: Option<String>,
+    /// Status code sent to the client, where there was one.
+    pub status: Option<u16>,
+    /// Bytes from the sandbox.
+    pub bytes_out: u64,
+    /// Bytes to the sandbox.
+    pub bytes_in: u64,
+    /// From the attempt to its end.
+    #[serde(serialize_with = "millis")]
+    pub duration: Duration,
+    /// How it ended, in a few words; empty where all went well.
+    pub outcome: String,
+}
+
+/// What was decided on an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuditDecision {
+    /// It went out.
+    Allowed,
+    /// It did not.
+    Denied,
+}
+
+fn unix_millis<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+    millis(
+        &time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        to,
+    )
+}
+
+fn millis<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}

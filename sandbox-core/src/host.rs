@@ -1,0 +1,215 @@
+//! Host names and addresses, in the one form that everything compares: parsed once, at the edge.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// Who is to be reached: a name or an address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A domain name.
+    Name(HostName),
+    /// An address that was given as such. IPv4-mapped IPv6 is stored as IPv4.
+    Address(IpAddr),
+}
+
+/// A domain name in the form it is compared in: lower case, IDNA A-labels (RFC 5891), no trailing dot, 1 to
+/// 253 bytes, labels of 1 to 63 of `a-z0-9-_`, its last label not all digits (so never an odd IPv4 form).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Box<str>);
+
+impl HostName {
+    /// The name as ASCII text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that is no host. Whoever sent it is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidHost {
+    /// Nothing there.
+    #[error("the host is empty")]
+    Empty,
+    /// Longer than 253 bytes, or a label longer than 63 (RFC 1035 §2.3.4).
+    #[error("the host name is too long")]
+    TooLong,
+    /// An empty label: two dots in a row or a leading dot.
+    #[error("the host name has an empty label")]
+    EmptyLabel,
+    /// A character that no host name has, or a label that IDNA refuses.
+    #[error("the host name has a character or label that no host name may have")]
+    Character,
+    /// An IPv4 address in a form other than four decimal parts, as in `0x7f.1` or `2130706433`.
+    #[error("write an IPv4 address as four decimal numbers")]
+    OddAddress,
+}
+
+impl Host {
+    /// The name, where it is one.
+    pub fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Address(_) => None,
+        }
+    }
+}
+
+impl From<IpAddr> for Host {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address.to_canonical())
+    }
+}
+
+impl FromStr for Host {
+    type Err = InvalidHost;
+
+    /// Parses a host as it stands in an authority (RFC 3986 §3.2.2): a name, four decimal parts, or IPv6 in
+    /// brackets. IPv6 without brackets is also taken.
+    fn from_str(text: &str) -> Result<Self, InvalidHost> {
+        if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            let address: Ipv6Addr = inner.parse().map_err(|_| InvalidHost::Character)?;
+            return Ok(IpAddr::V6(address).into());
+        }
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Ok(IpAddr::V4(address).into());
+        }
+        if let Ok(address) = text.parse::<Ipv6Addr>() {
+            return Ok(IpAddr::V6(address).into());
+        }
+        text.parse().map(Self::Name)
+    }
+}
+
+impl FromStr for HostName {
+    type Err = InvalidHost;
+
+    fn from_str(text: &str) -> Result<Self, InvalidHost> {
+        // Before IDNA, which takes time that grows with length.
+        if text.len() > 1024 {
+            return Err(InvalidHost::TooLong);
+        }
+        let ascii = idna::domain_to_ascii_cow(text.as_bytes(), idna::AsciiDenyList::EMPTY)
+            .map_err(|_| InvalidHost::Character)?;
+        let name = ascii.strip_suffix('.').unwrap_or(&ascii);
+        if name.is_empty() {
+            return Err(InvalidHost::Empty);
+        }
+        if name.len() > 253 || name.split('.').any(|label| label.len() > 63) {
+            return Err(InvalidHost::TooLong);
+        }
+        if name.split('.').any(str::is_empty) {
+            return Err(InvalidHost::EmptyLabel);
+        }
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
+        if !name.bytes().all(allowed) {
+            return Err(InvalidHost::Character);
+        }
+        // What the WHATWG URL standard ("ends in a number") and `inet_aton` would read as an address.
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let hex = last
+            .strip_prefix("0x")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()));
+        if hex || last.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(InvalidHost::OddAddress);
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Host {
+    /// As in an authority: IPv6 in brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Address(IpAddr::V4(address)) => address.fmt(f),
+            Self::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> String {
+        match text.parse::<Host>() {
+            Ok(Host::Name(name)) => name.to_string(),
+            other => panic!("{text:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_form_for_every_spelling_of_a_name() {
+        for spelling in [
+            "api.example.com",
+            "API.Example.COM",
+            "api.example.com.",
+            "ａpi。example.com",
+        ] {
+            assert_eq!(name(spelling), "api.example.com");
+        }
+        assert_eq!(name("bücher.example"), "xn--bcher-kva.example");
+        assert_ne!(
+            name("аpi.example.com"),
+            "api.example.com",
+            "a Cyrillic look-alike is another name"
+        );
+    }
+
+    #[test]
+    fn addresses_are_addresses_and_odd_forms_are_refused() {
+        let v4: Host = "127.0.0.1".parse().unwrap();
+        assert_eq!(v4, Host::Address("127.0.0.1".parse().unwrap()));
+        assert_eq!("[::ffff:127.0.0.1]".parse::<Host>().unwrap(), v4);
+        for odd in [
+            "0x7f.1",
+            "2130706433",
+            "127.1",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "1.2.3.4.5",
+            "0x",
+        ] {
+            assert_eq!(odd.parse::<Host>(), Err(InvalidHost::OddAddress), "{odd}");
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_host_are_refused() {
+        let long = format!("{}.example", "x".repeat(64));
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            ".a",
+            "user@host",
+            "host:80",
+            "a b",
+            "a/b",
+            "a\r\nb",
+            "a%2eb",
+            "[::1",
+            &long,
+        ] {
+            assert!(bad.parse::<Host>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_idempotent_and_never_panics(text in "\\PC{0,80}") {
+            if let Ok(host) = text.parse::<Host>() {
+                prop_assert_eq!(host.to_string().parse::<Host>(), Ok(host));
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Who may be reached. The proxy asks once per attempt, before anything is resolved, minted or dialled.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+
+use crate::host::Host;
+use crate::id::SandboxId;
+
+/// Decides on attempts to leave the sandbox.
+///
+/// Implementations are called on the proxy's hot path: answer without blocking or allocating. Whatever is not
+/// allowed is denied; an implementation that panics denies the attempt.
+pub trait Policy: Send + Sync + fmt::Debug {
+    /// The answer to one attempt, always with the rule it comes from.
+    ///
+    /// Asked first with [`Attempt::request`] unset. Where the answer is [`Verdict::Inspect`] the stream is
+    /// read, and the question asked again for each request in it.
+    fn decide(&self, attempt: &Attempt<'_>) -> Decision<'_>;
+
+    /// Asked for each address that an allowed name resolved to: the rule that refuses it, if any.
+    ///
+    /// Special ranges are vetted by the proxy in any case, see [`Decision::permits_special_ranges`].
+    fn refuses_address(&self, _address: IpAddr, _port: u16) -> Option<&str> {
+        None
+    }
+}
+
+/// One attempt to reach something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt<'a> {
+    /// Whose attempt it is.
+    pub sandbox: &'a SandboxId,
+    /// The target as the client named it, in normal form.
+    pub host: &'a Host,
+    /// The target port.
+    pub port: u16,
+    /// How the client wants to speak to it.
+    pub scheme: Scheme,
+    /// Method and path, where the stream is readable.
+    pub request: Option<RequestLine<'a>>,
+}
+
+/// How a client wants to speak to its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Plain HTTP through the proxy.
+    Http,
+    /// A `CONNECT` tunnel: TLS in nearly all cases.
+    Tunnel,
+}
+
+/// The part of a request that rules can match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLine<'a> {
+    /// The method, as sent: methods are case-sensitive (RFC 9110 §9.1).
+    pub method: &'a str,
+    /// The path without query, as sent.
+    pub path: &'a str,
+}
+
+/// What is to happen with an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It goes through.
+    Allow,
+    /// It does not.
+    Deny,
+    /// An [`Approver`] is asked; without one, or when it does not answer in time, the attempt is denied.
+    Ask,
+    /// Depends on the request: the stream is read and the question asked for each request. A stream that
+    /// cannot be read is denied.
+    Inspect,
+}
+
+/// A verdict and where it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision<'p> {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The rule that decided, as the user wrote it; shown to the client and in the audit log.
+    pub rule: &'p str,
+    /// Whether the target may be in a special range (loopback, private, link-local, metadata, …). Names that
+    /// resolve there are refused otherwise.
+    pub permits_special_ranges: bool,
+}
+
+impl<'p> Decision<'p> {
+    /// Allowed by `rule`, outside special ranges.
+    pub const fn allow(rule: &'p str) -> Self {
+        Self {
+            verdict: Verdict::Allow,
+            rule,
+            permits_special_ranges: false,
+        }
+    }
+
+    /// Denied by `rule`.
+    pub const fn deny(rule: &'p str) -> Self {
+        Self {
+            verdict: Verdict::Deny,
+            rule,
+            permits_special_ranges: false,
+        }
+    }
+
+    /// To be asked, because of `rule`.
+    pub const fn ask(rule: &'p str) -> Self {
+        Self {
+            verdict: Verdict::Ask,
+            rule,
+            permits_special_ranges: false,
+        }
+    }
+
+    /// The same decision for targets in special ranges too.
+    pub const fn permitting_special_ranges(self) -> Self {
+        Self {
+            permits_special_ranges: true,
+            ..self
+        }
+    }
+}
+
+/// Answers attempts whose verdict is [`Verdict::Ask`], for instance by asking a person.
+#[async_trait]
+pub trait Approver: Send + Sync + fmt::Debug {
+    /// Whether the attempt may go through. Dropped (and the attempt denied) when it takes too long.
+    async fn approve(&self, question: Question) -> bool;
+}
+
+/// An attempt in a form that can be kept while somebody thinks about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Whose attempt it is.
+    pub sandbox: SandboxId,
+    /// The target.
+    pub host: Host,
+    /// The target port.
+    pub port: u16,
+    /// How the client wants to speak to it.
+    pub scheme: Scheme,
+    /// Method and path, where known.
+    pub request: Option<(String, String)>,
+    /// The rule that says to ask.
+    pub rule: String,
+}
