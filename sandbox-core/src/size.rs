@@ -31,8 +31,8 @@ impl Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            b if b >= 1 << 30 && b % (1 << 30) == 0 => write!(f, "{} GiB", b >> 30),
-            b if b >= 1 << 20 && b % (1 << 20) == 0 => write!(f, "{} MiB", b >> 20),
+            b if b >= 1 << 30 && b.is_multiple_of(1 << 30) => write!(f, "{} GiB", b >> 30),
+            b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => write!(f, "{} MiB", b >> 20),
             b => write!(f, "{b} bytes"),
         }
     }
@@ -58,7 +58,7 @@ impl TryFrom<Size> for MemorySize {
     type Error = ImpossibleResource;
 
     fn try_from(size: Size) -> Result<Self, ImpossibleResource> {
-        if size < Self::MIN || size > Self::MAX || size.as_bytes() % (1 << 20) != 0 {
+        if size < Self::MIN || size > Self::MAX || !size.as_bytes().is_multiple_of(1 << 20) {
             return Err(ImpossibleResource::Memory { asked: size });
         }
         Ok(Self(size))
