@@ -231,9 +231,13 @@ impl IdMap {
         }
     }
 
-    /// Whether the guest may give a file to `uid` (or `gid`): to the user, or to root, both of which are the host
-    /// user, so nothing changes.
-    pub(super) fn may_own(&self, uid: Option<u32>, gid: Option<u32>) -> bool {
-        uid.is_none_or(|id| id == 0 || id == self.guest_uid) && gid.is_none_or(|id| id == 0 || id == self.guest_gid)
+    /// Whether the guest may give a file to `uid` (or `gid`): from the host user to the guest's user or to root, both
+    /// of which are the host user, so nothing changes; or from anyone to who has it.
+    pub(super) fn may_own(&self, stat: &Statx, uid: Option<u32>, gid: Option<u32>) -> bool {
+        let may = |asked: Option<u32>, ours: bool, user: u32| {
+            asked.is_none_or(|id| if ours { id == user || id == 0 } else { id == NOBODY })
+        };
+        may(uid, stat.stx_uid == self.host_uid, self.guest_uid)
+            && may(gid, stat.stx_gid == self.host_gid, self.guest_gid)
     }
 }

@@ -111,8 +111,6 @@ pub(super) mod mode {
     pub const S_IFREG: u32 = 0o100000;
     pub const S_IFDIR: u32 = 0o040000;
     pub const S_IFIFO: u32 = 0o010000;
-    /// Set-user-id and set-group-id.
-    pub const SET_ID: u32 = 0o6000;
     /// What a guest may set: permissions and the sticky bit, never set-id.
     pub const SETTABLE: u32 = 0o1777;
 }
