@@ -141,6 +141,12 @@ pub trait Machine: Send + Sync + fmt::Debug {
         String::new()
     }
 
+    /// The next thing about the running machine that its owner should hear of; waits for ever where there is
+    /// none. One caller; cancel safe.
+    async fn notice(&self) -> Notice {
+        std::future::pending().await
+    }
+
     /// Stops its processors.
     async fn pause(&self) -> Result<(), MachineError> {
         Err(MachineError::Unsupported { what: "pause" })
@@ -191,6 +197,32 @@ impl fmt::Display for MachineExit {
             Self::Killed => f.write_str("it was killed on request"),
             Self::GuestFault { why } => write!(f, "the guest stopped: {why}"),
             Self::MonitorDied { why } => write!(f, "the VMM process died: {why}"),
+        }
+    }
+}
+
+/// Something about a running machine that its owner should hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The host's disk is full: the guest's writes to its private layer fail until there is room.
+    LayerOutOfSpace,
+    /// A device failed, by the host's or the guest's fault; the machine goes on without it.
+    DeviceFailed {
+        /// The device, for instance `vsock`.
+        device: String,
+        /// The cause, control characters escaped.
+        why: String,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LayerOutOfSpace => f.write_str(
+                "the host's disk is full: writes to the sandbox's private layer fail until there is room",
+            ),
+            Self::DeviceFailed { device, why } => write!(f, "device {device} failed: {why}"),
         }
     }
 }

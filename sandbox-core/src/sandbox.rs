@@ -59,6 +59,12 @@ pub enum ExecError {
         /// `errno` in the guest, 0 if unknown.
         errno: i32,
     },
+    /// The command said more than the caller wanted to hold. It was ended.
+    #[error("the command's output is over {limit} bytes: raise it with .output_limit(), or read it as a stream")]
+    OutputTooLarge {
+        /// The limit, in bytes, for each of the two outputs.
+        limit: usize,
+    },
     /// The sandbox has ended, or ended meanwhile.
     #[error("the sandbox has ended: {why}")]
     SandboxEnded {
