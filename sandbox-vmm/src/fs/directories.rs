@@ -13,7 +13,8 @@ use super::host::{self, FileId, Kind, SelfFds};
 use super::nodes::{Node, ROOT};
 use super::server::Server;
 use super::wire::{
-    Dirent, LinkIn, MkdirIn, MknodIn, Name, OpenOut, ReadIn, ReleaseIn, Rename2In, RenameIn, Reply, Request, mode,
+    Dirent, LinkIn, MkdirIn, MknodIn, Name, OpenOut, ReadIn, ReleaseIn, Rename2In, RenameIn, Reply, Request,
+    mode,
 };
 
 /// Longest target of a symbolic link (`PATH_MAX` less its NUL).
@@ -72,7 +73,11 @@ impl Server {
         let asked: MkdirIn = request.take()?;
         let name = request.name()?;
         let dir = self.directory(request.header.nodeid)?.writable()?;
-        rustix::fs::mkdirat(dir.fd(), name.as_c_str(), Mode::from_raw_mode(asked.mode & mode::SETTABLE))?;
+        rustix::fs::mkdirat(
+            dir.fd(),
+            name.as_c_str(),
+            Mode::from_raw_mode(asked.mode & mode::SETTABLE),
+        )?;
         self.reply_entry(&dir, name, reply)
     }
 
@@ -152,10 +157,18 @@ impl Server {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(dir.fd(), c".", flags, Mode::empty())?;
             let is_export = self.exports.root(dir.export) == Some(id);
-            Open::Directory { fd, dir: dir.file, is_export, position: Mutex::new(0) }
+            Open::Directory {
+                fd,
+                dir: dir.file,
+                is_export,
+                position: Mutex::new(0),
+            }
         };
         let fh = self.add_handle(Handle { node: id, of })?;
-        reply.put(&OpenOut { fh, ..OpenOut::default() })
+        reply.put(&OpenOut {
+            fh,
+            ..OpenOut::default()
+        })
     }
 
     pub(super) fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -167,15 +180,31 @@ impl Server {
                 self.exports.list(asked.offset, size, reply);
                 Ok(())
             }
-            Open::Directory { fd, dir, is_export, position } => {
+            Open::Directory {
+                fd,
+                dir,
+                is_export,
+                position,
+            } => {
                 let mut position = position.lock().unwrap_or_else(PoisonError::into_inner);
-                self.list(fd.as_fd(), *dir, *is_export, &mut position, asked.offset, size, reply)
+                self.list(
+                    fd.as_fd(),
+                    *dir,
+                    *is_export,
+                    &mut position,
+                    asked.offset,
+                    size,
+                    reply,
+                )
             }
             Open::File { .. } => Err(Errno::NOTDIR),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller; a struct for it would only rename the arguments")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller; a struct for it would only rename the arguments"
+    )]
     fn list(
         &self,
         fd: BorrowedFd<'_>,
@@ -206,11 +235,24 @@ impl Server {
             let ino = match entry.file_name().to_bytes() {
                 // What is above an export is not the guest's to know.
                 b".." if is_export => ROOT,
-                _ => self.guest_ino(FileId { dev: dir.dev, ino: entry.ino() }),
+                _ => self.guest_ino(FileId {
+                    dev: dir.dev,
+                    ino: entry.ino(),
+                }),
             };
             let next = entry.next_entry_cookie();
             let kind = directory_type(entry.file_type());
-            if !put_entry(reply, &mut left, Dirent { ino, off: next, namelen: 0, kind }, entry.file_name()) {
+            if !put_entry(
+                reply,
+                &mut left,
+                Dirent {
+                    ino,
+                    off: next,
+                    namelen: 0,
+                    kind,
+                },
+                entry.file_name(),
+            ) {
                 // The host's position is past entries that were not told: seek next time.
                 *position = u64::MAX;
                 return if any { Ok(()) } else { Err(Errno::INVAL) };

@@ -46,7 +46,9 @@ pub(super) struct Exports {
 
 impl Exports {
     pub fn new() -> Self {
-        Self { roots: RwLock::new(Vec::new()) }
+        Self {
+            roots: RwLock::new(Vec::new()),
+        }
     }
 
     /// Adds a directory and returns its number.
@@ -70,12 +72,19 @@ impl Exports {
 
     /// The root node of an export.
     pub fn root(&self, number: u32) -> Option<u64> {
-        self.roots.read().unwrap_or_else(PoisonError::into_inner).get(number as usize).copied()
+        self.roots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(number as usize)
+            .copied()
     }
 
     /// The root node of the export with this name, in its one spelling.
     pub fn find(&self, name: &[u8]) -> Result<u64, Errno> {
-        let number: u32 = str::from_utf8(name).ok().and_then(|text| text.parse().ok()).ok_or(Errno::NOENT)?;
+        let number: u32 = str::from_utf8(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or(Errno::NOENT)?;
         if number.to_string().as_bytes() != name {
             return Err(Errno::NOENT);
         }
@@ -105,7 +114,12 @@ impl Exports {
                 // A number has no NUL.
                 entry => CString::new((entry - 2).to_string()).unwrap_or_default(),
             };
-            let entry = Dirent { ino: if at < 2 { ROOT } else { at }, off: at + 1, kind: 4, namelen: 0 };
+            let entry = Dirent {
+                ino: if at < 2 { ROOT } else { at },
+                off: at + 1,
+                kind: 4,
+                namelen: 0,
+            };
             if !super::directories::put_entry(reply, &mut left, entry, &name) {
                 return;
             }

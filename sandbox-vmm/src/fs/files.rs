@@ -11,8 +11,8 @@ use super::host::{self, Kind};
 use super::nodes::{Node, ROOT};
 use super::server::{MAX_DATA, Server};
 use super::wire::{
-    self, CopyIn, CreateIn, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, Reply, Request, WriteIn,
-    WriteOut, mode,
+    self, CopyIn, CreateIn, FallocateIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, Reply, Request,
+    WriteIn, WriteOut, mode,
 };
 
 /// Most bytes copied by one request, so that none keeps a worker for long; the guest asks on.
@@ -35,7 +35,10 @@ impl Server {
             drop_set_id(fd.as_fd())?;
         }
         let fh = self.add_file(id, fd, asked.flags)?;
-        reply.put(&OpenOut { fh, ..OpenOut::default() })
+        reply.put(&OpenOut {
+            fh,
+            ..OpenOut::default()
+        })
     }
 
     pub(super) fn create(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -66,9 +69,14 @@ impl Server {
             }
             Err(error) => return Err(error),
         };
-        let fh = self.add_file(id, fd, asked.flags).inspect_err(|_| _ = self.nodes.forget(id, 1))?;
+        let fh = self
+            .add_file(id, fd, asked.flags)
+            .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
         reply.put(&self.entry(id, &stat))?;
-        reply.put(&OpenOut { fh, ..OpenOut::default() })
+        reply.put(&OpenOut {
+            fh,
+            ..OpenOut::default()
+        })
     }
 
     pub(super) fn tmpfile(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -77,14 +85,23 @@ impl Server {
         self.handles.check_room()?;
         let flags = access(asked.flags)? | OFlags::TMPFILE | OFlags::CLOEXEC;
         // With O_EXCL it can never get a name; the guest decides, as it does locally.
-        let flags = if asked.flags & mode::O_EXCL != 0 { flags | OFlags::EXCL } else { flags };
+        let flags = if asked.flags & mode::O_EXCL != 0 {
+            flags | OFlags::EXCL
+        } else {
+            flags
+        };
         let bits = Mode::from_raw_mode(asked.mode & mode::SETTABLE);
         let fd = rustix::fs::openat(dir.fd(), c".", flags, bits)?;
         let path = self.self_fds.reopen(fd.as_fd(), OFlags::PATH)?;
         let (id, stat) = self.know_fd(&dir, c"", path)?;
-        let fh = self.add_file(id, fd, asked.flags).inspect_err(|_| _ = self.nodes.forget(id, 1))?;
+        let fh = self
+            .add_file(id, fd, asked.flags)
+            .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
         reply.put(&self.entry(id, &stat))?;
-        reply.put(&OpenOut { fh, ..OpenOut::default() })
+        reply.put(&OpenOut {
+            fh,
+            ..OpenOut::default()
+        })
     }
 
     pub(super) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -92,7 +109,11 @@ impl Server {
         let handle = self.handles.get(asked.fh, request.header.nodeid)?;
         let size = asked.size.min(MAX_DATA) as usize;
         let room = reply.room();
-        let room = if room.len() > size { room.get_mut(..size).unwrap_or_default() } else { room };
+        let room = if room.len() > size {
+            room.get_mut(..size).unwrap_or_default()
+        } else {
+            room
+        };
         let read = rustix::io::pread(handle.file()?, room, offset(asked.offset)?)?;
         reply.advance(read);
         Ok(())
@@ -115,7 +136,10 @@ impl Server {
         if asked.write_flags & wire::WRITE_KILL_SUIDGID != 0 {
             drop_set_id(fd)?;
         }
-        reply.put(&WriteOut { size: u32::try_from(written).map_err(|_| Errno::IO)?, padding: 0 })
+        reply.put(&WriteOut {
+            size: u32::try_from(written).map_err(|_| Errno::IO)?,
+            padding: 0,
+        })
     }
 
     pub(super) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
@@ -126,7 +150,12 @@ impl Server {
         if !known.contains(flags) {
             return Err(Errno::OPNOTSUPP);
         }
-        rustix::fs::fallocate(handle.writable_file()?, flags, offset(asked.offset)?, offset(asked.length)?)
+        rustix::fs::fallocate(
+            handle.writable_file()?,
+            flags,
+            offset(asked.offset)?,
+            offset(asked.length)?,
+        )
     }
 
     pub(super) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -139,10 +168,16 @@ impl Server {
             _ => return Err(Errno::INVAL),
         };
         // The descriptor's own position is used by nothing else: reads and writes carry theirs.
-        reply.put(&LseekOut { offset: rustix::fs::seek(handle.file()?, from)? })
+        reply.put(&LseekOut {
+            offset: rustix::fs::seek(handle.file()?, from)?,
+        })
     }
 
-    pub(super) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn copy_file_range(
+        &self,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
         let asked: CopyIn = request.take()?;
         let from = self.handles.get(asked.fh_in, request.header.nodeid)?;
         let to = self.handles.get(asked.fh_out, asked.nodeid_out)?;
@@ -154,7 +189,10 @@ impl Server {
         let (input, output) = (from.file()?, to.writable_file()?);
         let copied =
             rustix::fs::copy_file_range(input, Some(&mut read_at), output, Some(&mut write_at), len)?;
-        reply.put(&WriteOut { size: u32::try_from(copied).map_err(|_| Errno::IO)?, padding: 0 })
+        reply.put(&WriteOut {
+            size: u32::try_from(copied).map_err(|_| Errno::IO)?,
+            padding: 0,
+        })
     }
 
     /// Answers for files and directories alike.
@@ -187,13 +225,23 @@ impl Server {
     }
 
     fn add_file(&self, node: u64, fd: OwnedFd, flags: u32) -> Result<u64, Errno> {
-        self.add_handle(Handle { node, of: Open::File { fd, writable: writes(flags) } })
+        self.add_handle(Handle {
+            node,
+            of: Open::File {
+                fd,
+                writable: writes(flags),
+            },
+        })
     }
 }
 
 /// A position or length as the host's system calls take it.
 pub(super) fn offset(asked: u64) -> Result<u64, Errno> {
-    if i64::try_from(asked).is_ok() { Ok(asked) } else { Err(Errno::INVAL) }
+    if i64::try_from(asked).is_ok() {
+        Ok(asked)
+    } else {
+        Err(Errno::INVAL)
+    }
 }
 
 /// Takes set-id bits away, for a host user whose writes do not do so by themselves (root's).

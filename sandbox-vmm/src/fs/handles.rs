@@ -18,7 +18,12 @@ pub(super) enum Open {
     /// A regular file, opened for what the guest asked.
     File { fd: OwnedFd, writable: bool },
     /// A directory of an export.
-    Directory { fd: OwnedFd, dir: FileId, is_export: bool, position: Mutex<u64> },
+    Directory {
+        fd: OwnedFd,
+        dir: FileId,
+        is_export: bool,
+        position: Mutex<u64>,
+    },
     /// The virtual root, of which there is nothing to hold.
     VirtualRoot,
 }
@@ -54,7 +59,13 @@ struct Table {
 
 impl Handles {
     pub fn new(max: usize) -> Self {
-        Self { table: Mutex::new(Table { open: HashMap::new(), next: 1 }), max }
+        Self {
+            table: Mutex::new(Table {
+                open: HashMap::new(),
+                next: 1,
+            }),
+            max,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -63,7 +74,11 @@ impl Handles {
 
     /// Whether one more may be opened; asked before the host is, so that nothing is made in vain.
     pub fn check_room(&self) -> Result<(), Errno> {
-        if self.lock().open.len() < self.max { Ok(()) } else { Err(Errno::NFILE) }
+        if self.lock().open.len() < self.max {
+            Ok(())
+        } else {
+            Err(Errno::NFILE)
+        }
     }
 
     /// Adds a handle and returns its number, which is never reused.
@@ -81,7 +96,11 @@ impl Handles {
     /// The handle, if it is one of this node; `EBADF` otherwise.
     pub fn get(&self, fh: u64, node: u64) -> Result<Arc<Handle>, Errno> {
         let handle = self.lock().open.get(&fh).cloned().ok_or(Errno::BADF)?;
-        if handle.node == node { Ok(handle) } else { Err(Errno::BADF) }
+        if handle.node == node {
+            Ok(handle)
+        } else {
+            Err(Errno::BADF)
+        }
     }
 
     /// Closes a handle of this node. Its descriptor goes when the last request that uses it is done.

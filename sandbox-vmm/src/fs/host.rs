@@ -12,8 +12,9 @@ use rustix::path::DecInt;
 use super::wire::{self, Name, mode};
 
 /// Where a name may lead: below the directory, through no link of any sort.
-const RESOLVE: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 /// What the server asks of `statx`: all of `struct stat`, and the birth time that tells reused inodes apart.
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
@@ -58,7 +59,9 @@ pub enum SelfFdsError {
     #[error("cannot use /proc/self/fd; mount procfs on /proc where the VMM process starts")]
     Unavailable(#[source] std::io::Error),
     /// The descriptor is of another file system or another process.
-    #[error("the descriptor is not of this process's own /proc/PID/fd; open it for the pid of the VMM process")]
+    #[error(
+        "the descriptor is not of this process's own /proc/PID/fd; open it for the pid of the VMM process"
+    )]
     NotOurs,
 }
 
@@ -80,31 +83,54 @@ impl SelfFds {
         // The directory's entry for its own descriptor must be itself, or these are another process's.
         let own = stat(fd.as_fd()).map_err(unavailable)?;
         let this = Self(fd);
-        let again = this.reopen(this.0.as_fd(), OFlags::PATH).map_err(|_| SelfFdsError::NotOurs)?;
+        let again = this
+            .reopen(this.0.as_fd(), OFlags::PATH)
+            .map_err(|_| SelfFdsError::NotOurs)?;
         let same = stat(again.as_fd()).is_ok_and(|seen| FileId::of(&seen) == FileId::of(&own));
-        if same { Ok(this) } else { Err(SelfFdsError::NotOurs) }
+        if same {
+            Ok(this)
+        } else {
+            Err(SelfFdsError::NotOurs)
+        }
     }
 
     /// Opens once more what `fd` refers to. The caller has checked that it is a regular file or a directory, unless
     /// `flags` hold `O_PATH`, which opens nothing.
     pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(&self.0, DecInt::from_fd(fd), flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
+        rustix::fs::openat(
+            &self.0,
+            DecInt::from_fd(fd),
+            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+            Mode::empty(),
+        )
     }
 
     /// Changes permission bits of what `fd` refers to, which `fchmod` does not do for `O_PATH` descriptors.
     pub(super) fn chmod(&self, fd: BorrowedFd<'_>, bits: u32) -> Result<(), Errno> {
-        rustix::fs::chmodat(&self.0, DecInt::from_fd(fd), Mode::from_raw_mode(bits), AtFlags::empty())
+        rustix::fs::chmodat(
+            &self.0,
+            DecInt::from_fd(fd),
+            Mode::from_raw_mode(bits),
+            AtFlags::empty(),
+        )
     }
 
     /// Gives what `fd` refers to one more name.
     pub(super) fn link(&self, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: Name<'_>) -> Result<(), Errno> {
-        rustix::fs::linkat(&self.0, DecInt::from_fd(fd), dir, name.as_c_str(), AtFlags::SYMLINK_FOLLOW)
+        rustix::fs::linkat(
+            &self.0,
+            DecInt::from_fd(fd),
+            dir,
+            name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )
     }
 
     /// Where the kernel says that `fd` is now, of at most a path's length.
     pub(super) fn location(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         let number = fd.as_raw_fd();
-        rustix::fs::readlinkat(&self.0, DecInt::new(number), Vec::with_capacity(256)).map(|path| path.into_bytes())
+        rustix::fs::readlinkat(&self.0, DecInt::new(number), Vec::with_capacity(256))
+            .map(|path| path.into_bytes())
     }
 }
 
@@ -117,7 +143,10 @@ pub(super) struct FileId {
 
 impl FileId {
     pub fn of(stat: &Statx) -> Self {
-        Self { dev: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor), ino: stat.stx_ino }
+        Self {
+            dev: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+            ino: stat.stx_ino,
+        }
     }
 }
 
@@ -131,8 +160,15 @@ pub(super) struct Origin {
 impl Origin {
     pub fn of(stat: &Statx) -> Self {
         let known = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
-        let born = if known { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) };
-        Self { born, kind: Kind::of(stat) }
+        let born = if known {
+            (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)
+        } else {
+            (0, 0)
+        };
+        Self {
+            born,
+            kind: Kind::of(stat),
+        }
     }
 }
 
@@ -162,7 +198,12 @@ pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
 
 /// Attributes of an entry of a directory, links not followed.
 pub(super) fn stat_at(dir: BorrowedFd<'_>, name: Name<'_>) -> Result<Statx, Errno> {
-    rustix::fs::statx(dir, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, WANTED)
+    rustix::fs::statx(
+        dir,
+        name.as_c_str(),
+        AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT,
+        WANTED,
+    )
 }
 
 /// A descriptor that refers to an entry of a directory without opening it.
@@ -172,9 +213,20 @@ pub(super) fn open_path(dir: BorrowedFd<'_>, name: Name<'_>) -> Result<OwnedFd, 
 }
 
 /// Makes and opens a regular file; fails if anything has that name.
-pub(super) fn create(dir: BorrowedFd<'_>, name: Name<'_>, flags: OFlags, bits: u32) -> Result<OwnedFd, Errno> {
+pub(super) fn create(
+    dir: BorrowedFd<'_>,
+    name: Name<'_>,
+    flags: OFlags,
+    bits: u32,
+) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    rustix::fs::openat2(dir, name.as_c_str(), flags, Mode::from_raw_mode(bits & mode::SETTABLE), RESOLVE)
+    rustix::fs::openat2(
+        dir,
+        name.as_c_str(),
+        flags,
+        Mode::from_raw_mode(bits & mode::SETTABLE),
+        RESOLVE,
+    )
 }
 
 /// Whether `fd` is on a file system that is an interface to the kernel.
@@ -222,8 +274,16 @@ impl IdMap {
             ctime_ns: stat.stx_ctime.tv_nsec,
             mode: u32::from(stat.stx_mode),
             nlink: stat.stx_nlink,
-            uid: if stat.stx_uid == self.host_uid { self.guest_uid } else { NOBODY },
-            gid: if stat.stx_gid == self.host_gid { self.guest_gid } else { NOBODY },
+            uid: if stat.stx_uid == self.host_uid {
+                self.guest_uid
+            } else {
+                NOBODY
+            },
+            gid: if stat.stx_gid == self.host_gid {
+                self.guest_gid
+            } else {
+                NOBODY
+            },
             // A device node of the host names no device in the guest.
             rdev: 0,
             blksize: stat.stx_blksize,

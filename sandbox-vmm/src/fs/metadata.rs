@@ -52,17 +52,36 @@ impl Server {
             }
         }
         if has(fattr::SIZE) {
-            self.truncate(&node, has(fattr::FH).then_some(asked.fh), asked.size, has(fattr::KILL_SUIDGID))?;
+            self.truncate(
+                &node,
+                has(fattr::FH).then_some(asked.fh),
+                asked.size,
+                has(fattr::KILL_SUIDGID),
+            )?;
         }
         if has(fattr::MODE) {
             // Set-group-id on a directory only means whose group new files get.
-            let settable = if node.kind == Kind::Directory { mode::SETTABLE | 0o2000 } else { mode::SETTABLE };
+            let settable = if node.kind == Kind::Directory {
+                mode::SETTABLE | 0o2000
+            } else {
+                mode::SETTABLE
+            };
             self.self_fds.chmod(node.fd(), asked.mode & settable)?;
         }
         if has(fattr::ATIME) || has(fattr::MTIME) {
             let times = Timestamps {
-                last_access: time(has(fattr::ATIME), has(fattr::ATIME_NOW), asked.atime, asked.atime_ns)?,
-                last_modification: time(has(fattr::MTIME), has(fattr::MTIME_NOW), asked.mtime, asked.mtime_ns)?,
+                last_access: time(
+                    has(fattr::ATIME),
+                    has(fattr::ATIME_NOW),
+                    asked.atime,
+                    asked.atime_ns,
+                )?,
+                last_modification: time(
+                    has(fattr::MTIME),
+                    has(fattr::MTIME_NOW),
+                    asked.mtime,
+                    asked.mtime_ns,
+                )?,
             };
             rustix::fs::utimensat(node.fd(), c"", &times, AtFlags::EMPTY_PATH)?;
         }
@@ -102,7 +121,12 @@ impl Server {
 
     pub(super) fn statfs(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         if request.header.nodeid == ROOT {
-            return reply.put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
+            return reply.put(&StatfsOut {
+                bsize: 4096,
+                frsize: 4096,
+                namelen: 255,
+                ..StatfsOut::default()
+            });
         }
         let node = self.nodes.get(request.header.nodeid)?;
         let space = rustix::fs::fstatvfs(node.fd())?;
@@ -151,7 +175,11 @@ impl Server {
             Err(error) => return Err(error),
         };
         let mut list = Vec::new();
-        for name in names.get(..len).unwrap_or_default().split_inclusive(|byte| *byte == 0) {
+        for name in names
+            .get(..len)
+            .unwrap_or_default()
+            .split_inclusive(|byte| *byte == 0)
+        {
             if name.starts_with(USER) {
                 list.extend_from_slice(name);
             }
@@ -177,13 +205,15 @@ impl Server {
         if node.kind == Kind::Other {
             return Err(Errno::OPNOTSUPP);
         }
-        self.self_fds.reopen(node.fd(), OFlags::RDONLY | OFlags::NONBLOCK).or_else(|error| match error {
-            // A file that may be written but not read.
-            Errno::ACCESS if node.kind == Kind::Regular && !node.read_only => {
-                self.self_fds.reopen(node.fd(), OFlags::WRONLY | OFlags::NONBLOCK)
-            }
-            _ => Err(error),
-        })
+        self.self_fds
+            .reopen(node.fd(), OFlags::RDONLY | OFlags::NONBLOCK)
+            .or_else(|error| match error {
+                // A file that may be written but not read.
+                Errno::ACCESS if node.kind == Kind::Regular && !node.read_only => {
+                    self.self_fds.reopen(node.fd(), OFlags::WRONLY | OFlags::NONBLOCK)
+                }
+                _ => Err(error),
+            })
     }
 }
 
@@ -191,13 +221,20 @@ fn user_attribute(name: &CStr) -> Result<&CStr, Errno> {
     if name.to_bytes().len() > wire::NAME_MAX {
         return Err(Errno::RANGE);
     }
-    if name.to_bytes().starts_with(USER) { Ok(name) } else { Err(Errno::OPNOTSUPP) }
+    if name.to_bytes().starts_with(USER) {
+        Ok(name)
+    } else {
+        Err(Errno::OPNOTSUPP)
+    }
 }
 
 /// Answers with a value, or with its size if the guest asks for that by a size of 0.
 fn put_sized(value: &[u8], size: u32, reply: &mut Reply<'_>) -> Result<(), Errno> {
     if size == 0 {
-        return reply.put(&GetxattrOut { size: u32::try_from(value.len()).unwrap_or(u32::MAX), padding: 0 });
+        return reply.put(&GetxattrOut {
+            size: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            padding: 0,
+        });
     }
     if value.len() > size as usize {
         return Err(Errno::RANGE);
@@ -208,11 +245,18 @@ fn put_sized(value: &[u8], size: u32, reply: &mut Reply<'_>) -> Result<(), Errno
 /// A time to set: none, the host's now, or the given one.
 fn time(set: bool, now: bool, seconds: i64, nanoseconds: u32) -> Result<Timespec, Errno> {
     match (set, now) {
-        (false, _) => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }),
-        (true, true) => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }),
-        (true, false) if nanoseconds < 1_000_000_000 => {
-            Ok(Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() })
-        }
+        (false, _) => Ok(Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        }),
+        (true, true) => Ok(Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        }),
+        (true, false) if nanoseconds < 1_000_000_000 => Ok(Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        }),
         (true, false) => Err(Errno::INVAL),
     }
 }

@@ -43,7 +43,13 @@ pub fn prepare_process() {
 
     rustix::process::umask(rustix::fs::Mode::empty());
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    ) {
         tracing::warn!(%error, "cannot raise the limit of open files; files will be re-opened more often");
     }
 }

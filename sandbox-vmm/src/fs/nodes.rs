@@ -39,12 +39,20 @@ impl Node {
 
     /// The node as a directory, or `ENOTDIR`.
     pub fn directory(self) -> Result<Self, Errno> {
-        if self.kind == Kind::Directory { Ok(self) } else { Err(Errno::NOTDIR) }
+        if self.kind == Kind::Directory {
+            Ok(self)
+        } else {
+            Err(Errno::NOTDIR)
+        }
     }
 
     /// The node, for a change of it or below it; `EROFS` on a read-only export.
     pub fn writable(self) -> Result<Self, Errno> {
-        if self.read_only { Err(Errno::ROFS) } else { Ok(self) }
+        if self.read_only {
+            Err(Errno::ROFS)
+        } else {
+            Ok(self)
+        }
     }
 }
 
@@ -210,7 +218,10 @@ impl Nodes {
     /// Notes that a known file got another place, after a rename.
     pub fn relocate(&self, parent: &Node, name: Name<'_>, stat: &Statx) {
         let mut table = self.lock();
-        if let Some(entry) = table.known(parent.export, stat).and_then(|id| table.entries.get_mut(&id)) {
+        if let Some(entry) = table
+            .known(parent.export, stat)
+            .and_then(|id| table.entries.get_mut(&id))
+        {
             entry.moved_to(parent.id, name.as_c_str());
         }
     }
@@ -221,7 +232,9 @@ impl Nodes {
             return true;
         }
         let mut table = self.lock();
-        let Some(entry) = table.entries.get_mut(&id) else { return false };
+        let Some(entry) = table.entries.get_mut(&id) else {
+            return false;
+        };
         let honest = entry.permanent || count <= entry.lookups;
         entry.lookups = entry.lookups.saturating_sub(count);
         table.drop_unused(id);
@@ -339,7 +352,9 @@ impl Table {
         while steps > 0 && (self.held > self.max_held || self.clock.len() > 2 * self.max_held.max(1)) {
             steps -= 1;
             let Some(id) = self.clock.pop_front() else { return };
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
             if entry.opens > 0 || entry.used {
                 entry.used = false;
                 self.clock.push_back(id);
@@ -351,7 +366,9 @@ impl Table {
     }
 
     fn drop_unused(&mut self, id: u64) {
-        let Some(entry) = self.entries.get(&id) else { return };
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
         if entry.permanent || entry.lookups > 0 || entry.opens > 0 {
             return;
         }

@@ -13,7 +13,8 @@ use super::handles::Handles;
 use super::host::{FileId, IdMap, SelfFds};
 use super::nodes::{Node, Nodes, ROOT};
 use super::wire::{
-    self, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, Reply, Request, WriteIn, init, op,
+    self, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, Reply, Request, WriteIn,
+    init, op,
 };
 
 /// Most data in one read or write. Bounds the buffers each worker keeps; past it, larger requests gain little.
@@ -118,7 +119,9 @@ impl Server {
             op::INTERRUPT => return 0,
             _ => {}
         }
-        let Some(mut out) = Reply::new(reply) else { return 0 };
+        let Some(mut out) = Reply::new(reply) else {
+            return 0;
+        };
         let unique = request.header.unique;
         let result = self.answer(&mut request, &mut out);
         if let Err(error) = result {
@@ -192,7 +195,11 @@ impl Server {
             return Err(Errno::PROTO);
         }
         self.reset();
-        let mut answer = InitOut { major: wire::MAJOR, minor: wire::MINOR, ..InitOut::default() };
+        let mut answer = InitOut {
+            major: wire::MAJOR,
+            minor: wire::MINOR,
+            ..InitOut::default()
+        };
         // A newer major version is told ours, and asks again in it.
         if asked.major == wire::MAJOR {
             let wanted = init::ASYNC_READ
@@ -245,12 +252,22 @@ impl Server {
 
     /// What a look-up answers: the node's number and attributes.
     pub(super) fn entry(&self, id: u64, stat: &Statx) -> EntryOut {
-        EntryOut { nodeid: id, attr_valid_ns: ATTR_VALID_NS, attr: self.attr(stat), ..EntryOut::default() }
+        EntryOut {
+            nodeid: id,
+            attr_valid_ns: ATTR_VALID_NS,
+            attr: self.attr(stat),
+            ..EntryOut::default()
+        }
     }
 
     /// A file's attributes, good for one tick.
     pub(super) fn attr_out(&self, attr: wire::Attr) -> wire::AttrOut {
-        wire::AttrOut { attr_valid: 0, attr_valid_ns: ATTR_VALID_NS, dummy: 0, attr }
+        wire::AttrOut {
+            attr_valid: 0,
+            attr_valid_ns: ATTR_VALID_NS,
+            dummy: 0,
+            attr,
+        }
     }
 
     /// A file's attributes as the guest sees them.
@@ -261,12 +278,15 @@ impl Server {
     /// An inode number that is unique on this device, although several host file systems may lie below it.
     pub(super) fn guest_ino(&self, file: FileId) -> u64 {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = devices.iter().position(|dev| *dev == file.dev).unwrap_or_else(|| {
-            if devices.len() < MAX_DEVICES {
-                devices.push(file.dev);
-            }
-            devices.len() - 1
-        });
+        let place = devices
+            .iter()
+            .position(|dev| *dev == file.dev)
+            .unwrap_or_else(|| {
+                if devices.len() < MAX_DEVICES {
+                    devices.push(file.dev);
+                }
+                devices.len() - 1
+            });
         file.ino ^ (place as u64) << 48
     }
 
@@ -281,7 +301,9 @@ impl Server {
         let here = super::directories::location(&self.self_fds, node)?;
         let below = match above.as_slice() {
             b"/" => true,
-            above => here.strip_prefix(above).is_some_and(|rest| rest.first() == Some(&b'/')),
+            above => here
+                .strip_prefix(above)
+                .is_some_and(|rest| rest.first() == Some(&b'/')),
         };
         if below { Ok(()) } else { Err(Errno::STALE) }
     }

@@ -225,7 +225,10 @@ impl<'a> Request<'a> {
         let (header, rest) = InHeader::read_from_prefix(message).ok()?;
         let arguments = (header.len as usize).checked_sub(size_of::<InHeader>())?;
         // Extensions (7.38) come last and none was negotiated, so they are simply not read.
-        Some(Self { header, rest: rest.get(..arguments)? })
+        Some(Self {
+            header,
+            rest: rest.get(..arguments)?,
+        })
     }
 
     /// The next fixed-size argument.
@@ -291,7 +294,10 @@ pub(super) struct Reply<'a> {
 impl<'a> Reply<'a> {
     /// Starts a reply after the header; `None` if not even that fits.
     pub fn new(buffer: &'a mut [u8]) -> Option<Self> {
-        (buffer.len() >= OUT_HEADER).then_some(Self { buffer, len: OUT_HEADER })
+        (buffer.len() >= OUT_HEADER).then_some(Self {
+            buffer,
+            len: OUT_HEADER,
+        })
     }
 
     /// Appends a fixed-size answer.
@@ -301,7 +307,10 @@ impl<'a> Reply<'a> {
 
     /// Appends bytes; `ERANGE`-like lack of room is the guest's mistake.
     pub fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.room().get_mut(..bytes.len()).ok_or(Errno::INVAL)?.copy_from_slice(bytes);
+        self.room()
+            .get_mut(..bytes.len())
+            .ok_or(Errno::INVAL)?
+            .copy_from_slice(bytes);
         self.len += bytes.len();
         Ok(())
     }
@@ -322,7 +331,11 @@ impl<'a> Reply<'a> {
             Ok(()) => (self.len, 0),
             Err(errno) => (OUT_HEADER, -errno.raw_os_error()),
         };
-        let header = OutHeader { len: u32::try_from(len).unwrap_or(u32::MAX), error, unique };
+        let header = OutHeader {
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            error,
+            unique,
+        };
         match header.write_to_prefix(self.buffer) {
             Ok(()) => len,
             Err(_) => 0,
@@ -364,7 +377,11 @@ mod tests {
 
     #[test]
     fn a_message_that_lies_about_its_length_is_not_read() {
-        let header = InHeader { len: 100, opcode: op::LOOKUP, ..InHeader::default() };
+        let header = InHeader {
+            len: 100,
+            opcode: op::LOOKUP,
+            ..InHeader::default()
+        };
         assert!(Request::parse(header.as_bytes()).is_none());
         let header = InHeader { len: 39, ..header };
         assert!(Request::parse(header.as_bytes()).is_none());
