@@ -12,6 +12,13 @@
 //! | [`boot`] | what the kernel finds when it starts |
 //! | [`hypervisor`] | the traits of a hypervisor |
 
+pub mod boot;
 pub mod devices;
 pub mod doorbell;
+pub mod event_loop;
+pub mod fs;
+pub mod hypervisor;
+pub mod layout;
+pub mod machine;
 pub mod memory;
+pub mod vcpu;

@@ -1,4 +1,5 @@
 //! Devices of the machine. Each has a folder with the same files: `mod.rs` (what it is, its limits), `device.rs`
 //! (its [`virtio::VirtioDevice`]), `wire.rs` (what the guest and we write to each other).
 
+pub mod serial;
 pub mod virtio;
