@@ -45,7 +45,11 @@ impl From<Failed> for Failure {
 
 /// One line to the kernel's log, which reaches the machine's console, or else to standard error.
 pub(crate) fn say(line: &str) {
-    let line: String = line.chars().flat_map(char::escape_debug).take(MAX_LINE).collect();
+    let line: String = line
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_LINE)
+        .collect();
     let written = std::process::id() == 1
         && OpenOptions::new()
             .write(true)

@@ -65,6 +65,8 @@ pub fn main() -> ExitCode {
 fn run(options: Options) -> Result<(), Failed> {
     if options.is_machine() {
         init::boot()?;
+    } else {
+        init::keep_descriptors()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

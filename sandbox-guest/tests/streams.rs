@@ -1,5 +1,7 @@
 //! The agent's streams themselves: greeting, configuration, relay, broken peers, the end.
 
+#![allow(clippy::unwrap_used)] // the helpers are tests too
+
 mod common;
 
 use common::{Agent, gone, noise, path_bytes, patient};

@@ -87,7 +87,9 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what.escape_debug(), self.message.escape_debug())
+        write_escaped(f, &self.what)?;
+        f.write_str(": ")?;
+        write_escaped(f, &self.message)
     }
 }
 
@@ -142,4 +144,16 @@ impl fmt::Debug for EntropySeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EntropySeed(..)")
     }
+}
+
+/// Text of the guest as it may appear in a log or on a terminal: quotes as they are, anything that is no
+/// printable character escaped.
+pub(crate) fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for character in text.chars() {
+        match character {
+            '"' | '\'' => write!(f, "{character}")?,
+            _ => write!(f, "{}", character.escape_debug())?,
+        }
+    }
+    Ok(())
 }

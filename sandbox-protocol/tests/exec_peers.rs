@@ -1,5 +1,7 @@
 //! Both sides of an exec stream against each other, in memory.
 
+#![allow(clippy::unwrap_used)] // the helpers are tests too
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
@@ -22,13 +24,16 @@ impl Peers {
             host: HostSide::new(spawn).unwrap(),
             agent: AgentSide::new(),
         };
-        assert!(matches!(peers.to_agent(usize::MAX)[..], [AgentEvent::Spawn(_)]));
+        assert!(matches!(
+            peers.pass_to_agent(usize::MAX)[..],
+            [AgentEvent::Spawn(_)]
+        ));
         peers.agent.spawned(7);
-        assert_eq!(peers.to_host(usize::MAX), [HostEvent::Spawned { pid: 7 }]);
+        assert_eq!(peers.pass_to_host(usize::MAX), [HostEvent::Spawned { pid: 7 }]);
         peers
     }
 
-    fn to_agent(&mut self, most: usize) -> Vec<AgentEvent> {
+    fn pass_to_agent(&mut self, most: usize) -> Vec<AgentEvent> {
         let bytes = self.host.outgoing();
         let bytes = bytes[..bytes.len().min(most)].to_vec();
         self.host.sent(bytes.len());
@@ -36,7 +41,7 @@ impl Peers {
         std::iter::from_fn(|| self.agent.next_event().unwrap()).collect()
     }
 
-    fn to_host(&mut self, most: usize) -> Vec<HostEvent> {
+    fn pass_to_host(&mut self, most: usize) -> Vec<HostEvent> {
         let bytes = self.agent.outgoing();
         let bytes = bytes[..bytes.len().min(most)].to_vec();
         self.agent.sent(bytes.len());
@@ -95,7 +100,7 @@ fn exit_is_never_stuck_behind_unread_output() {
         "the other output still has room"
     );
     peers.agent.exited(exit(3));
-    let events = peers.to_host(usize::MAX);
+    let events = peers.pass_to_host(usize::MAX);
     assert!(
         events.contains(&HostEvent::Exited(exit(3))),
         "nothing was consumed, and yet it is here"
@@ -109,14 +114,14 @@ fn exit_is_never_stuck_behind_unread_output() {
     );
     peers.host.consumed(Output::Stdout, ALL);
     assert_eq!(
-        peers.to_agent(usize::MAX),
+        peers.pass_to_agent(usize::MAX),
         [AgentEvent::OutputRoom(Output::Stdout)]
     );
     assert_eq!(peers.agent.output_room(Output::Stdout), MAX_CHUNK);
     peers.agent.close_output(Output::Stdout);
     peers.agent.close_output(Output::Stderr);
     assert!(peers.agent.is_complete());
-    peers.to_host(usize::MAX);
+    peers.pass_to_host(usize::MAX);
     assert!(peers.host.is_complete());
     assert_eq!(peers.host.end_of_stream(), Ok(()));
 }
@@ -126,15 +131,15 @@ fn input_waits_for_credit() {
     let mut peers = Peers::started(piped());
     assert_eq!(peers.host.write_stdin(&vec![5; ALL + 1]), ALL);
     assert_eq!(peers.host.stdin_room(), 0);
-    let events = peers.to_agent(usize::MAX);
+    let events = peers.pass_to_agent(usize::MAX);
     assert_eq!(events.len(), ALL / MAX_CHUNK);
-    assert!(peers.to_host(usize::MAX).is_empty());
+    assert!(peers.pass_to_host(usize::MAX).is_empty());
     peers.agent.stdin_consumed(ALL);
-    assert_eq!(peers.to_host(usize::MAX), [HostEvent::StdinRoom]);
+    assert_eq!(peers.pass_to_host(usize::MAX), [HostEvent::StdinRoom]);
     assert_eq!(peers.host.stdin_room(), ALL);
     peers.host.close_stdin();
     assert_eq!(peers.host.write_stdin(b"late"), 0);
-    assert_eq!(peers.to_agent(usize::MAX), [AgentEvent::StdinClose]);
+    assert_eq!(peers.pass_to_agent(usize::MAX), [AgentEvent::StdinClose]);
 }
 
 #[test]
@@ -142,7 +147,7 @@ fn closed_reader_of_input_is_told_once() {
     let mut peers = Peers::started(piped());
     peers.agent.stdin_gone();
     peers.agent.stdin_gone();
-    assert_eq!(peers.to_host(usize::MAX), [HostEvent::StdinGone]);
+    assert_eq!(peers.pass_to_host(usize::MAX), [HostEvent::StdinGone]);
     assert_eq!(peers.host.write_stdin(b"x"), 0);
 }
 
@@ -152,7 +157,7 @@ fn failed_start_completes_both_sides() {
         host: HostSide::new(piped()).unwrap(),
         agent: AgentSide::new(),
     };
-    peers.to_agent(usize::MAX);
+    peers.pass_to_agent(usize::MAX);
     let message = "é".repeat(40_000);
     peers.agent.spawn_failed(SpawnFailure {
         kind: SpawnFailureKind::NotFound,
@@ -160,7 +165,7 @@ fn failed_start_completes_both_sides() {
         message,
     });
     assert!(peers.agent.is_complete());
-    let events = peers.to_host(usize::MAX);
+    let events = peers.pass_to_host(usize::MAX);
     assert!(matches!(&events[..], [HostEvent::SpawnFailed(failure)] if failure.message.len() <= 4096));
     assert!(peers.host.is_complete());
     assert_eq!(peers.host.end_of_stream(), Ok(()));
@@ -271,7 +276,7 @@ fn idle_sides_and_late_calls_queue_nothing() {
     agent.exited(exit(0));
     assert_eq!(agent.write_output(Output::Stdout, b"x"), 0);
     assert!(agent.outgoing().is_empty(), "not before the start");
-    assert!(Reply::MAX_FRAME < 2 * MAX_CHUNK);
+    const { assert!(Reply::MAX_FRAME < 2 * MAX_CHUNK) };
 }
 
 proptest! {
@@ -293,7 +298,7 @@ proptest! {
             if offered == input.len() {
                 peers.host.close_stdin();
             }
-            for event in peers.to_agent(cut()) {
+            for event in peers.pass_to_agent(cut()) {
                 match event {
                     AgentEvent::Stdin(data) => inside.extend(data),
                     AgentEvent::StdinClose => closing = true,
@@ -310,7 +315,7 @@ proptest! {
                 peers.agent.close_output(Output::Stdout);
             }
             prop_assert!(peers.agent.outgoing().len() < ALL + ALL / 8, "agent holds at most a window");
-            for event in peers.to_host(cut()) {
+            for event in peers.pass_to_host(cut()) {
                 if let HostEvent::Output { data, .. } = event {
                     unread += data.len();
                     output.extend(data);

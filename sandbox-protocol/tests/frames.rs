@@ -1,5 +1,7 @@
 //! Framing under any cut of the stream and any bytes.
 
+#![allow(clippy::unwrap_used)] // the helpers are tests too
+
 use proptest::prelude::*;
 use sandbox_protocol::{
     control::{AgentMessage, Call, Configure, EntropySeed, Export, Failure, Hello, Response, WallClock},

@@ -8,7 +8,7 @@ mod identity;
 mod mounts;
 mod trust;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use rustix::{
     process::{Resource, Rlimit},
@@ -35,6 +35,26 @@ pub(crate) fn boot() -> Result<(), Failed> {
         maximum: Some(MAX_OPEN_FILES),
     };
     rustix::process::setrlimit(Resource::Nofile, limit).map_err(Failed::when("raise the limit of open files"))
+}
+
+/// Keeps what an ordinary agent's own parent left open from its commands. The kernel leaves a machine's agent
+/// nothing but standard streams.
+pub(crate) fn keep_descriptors() -> Result<(), Failed> {
+    // SAFETY: takes no pointer; marks descriptors, and closes none.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if marked != 0 {
+        return Err(Failed::when("keep inherited descriptors from commands")(
+            io::Error::last_os_error(),
+        ));
+    }
+    Ok(())
 }
 
 /// Ends all processes but this one and puts what they wrote on the disks.

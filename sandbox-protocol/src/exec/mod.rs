@@ -19,10 +19,13 @@ pub use agent::{AgentEvent, AgentSide};
 pub use host::{HostEvent, HostSide, SpawnError};
 pub use window::{ReceiveWindow, SendWindow};
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ByteString,
+    control::write_escaped,
     frame::{FrameError, Message},
 };
 
@@ -184,6 +187,12 @@ pub struct SpawnFailure {
     pub errno: Option<i32>,
     /// In words.
     pub message: String,
+}
+
+impl fmt::Display for SpawnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_escaped(f, &self.message)
+    }
 }
 
 /// What a caller can do about a command that did not start.
