@@ -17,6 +17,8 @@ pub mod fault;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::os::fd::BorrowedFd;
 
