@@ -50,14 +50,16 @@ pub(crate) fn say(line: &str) {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_LINE)
         .collect();
+    // In one call each: the kernel's log makes a record of every write.
+    let record = format!("<2>sandbox-agent: {line}\n");
     let written = std::process::id() == 1
         && OpenOptions::new()
             .write(true)
             .open("/dev/kmsg")
-            .and_then(|mut log| writeln!(log, "<2>sandbox-agent: {line}"))
+            .and_then(|mut log| log.write_all(record.as_bytes()))
             .is_ok();
     if !written {
         // Nobody is left to tell if this fails too.
-        let _ = writeln!(io::stderr(), "sandbox-agent: {line}");
+        let _ = io::stderr().write_all(format!("sandbox-agent: {line}\n").as_bytes());
     }
 }
