@@ -2,7 +2,8 @@
 //! (its [`virtio::VirtioDevice`]), `wire.rs` (what the guest and we write to each other).
 
 pub mod blk;
-pub mod rng;
 pub mod fs;
+pub mod rng;
 pub mod serial;
 pub mod virtio;
+pub mod vsock;
