@@ -1,7 +1,7 @@
 //! What runs inside a sandbox as PID 1: mounts, exec, egress on loopback.
 //!
 //! Started by the kernel from its own small read-only image, it builds the root file system
-//! ([`init::boot`](init)), dials the host, and then does what the host asks: take an identity, show
+//! (`init::boot`), dials the host, and then does what the host asks: take an identity, show
 //! exported directories, run commands. One thread and no timers, so that an idle guest sleeps.
 //!
 //! Nothing here enforces anything: the guest's root can do all that the agent can. What matters is
