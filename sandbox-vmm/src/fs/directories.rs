@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom,
 use rustix::io::Errno;
 
 use super::handles::{Handle, Open};
-use super::host::{self, FileId, Kind, SelfFds};
+use super::host::{self, FileId, Kind};
 use super::nodes::{Node, ROOT};
 use super::server::Server;
 use super::wire::{
@@ -22,9 +22,6 @@ const MAX_TARGET: usize = 4095;
 
 /// Bytes of directory entries taken from the host at a time, on the stack of the worker.
 const LISTING_BYTES: usize = 16 << 10;
-
-/// Directories climbed to find one whose path is short enough to be told; bounds the work of one request.
-const MAX_CLIMB: usize = 1024;
 
 impl Server {
     pub(super) fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -134,7 +131,7 @@ impl Server {
         if asked.oldnodeid == ROOT {
             return Err(Errno::PERM);
         }
-        let old = self.nodes.get(asked.oldnodeid)?;
+        let old = self.node(asked.oldnodeid)?;
         let dir = self.directory(request.header.nodeid)?.writable()?;
         // Else a link into a writable export would unlock a file of a read-only one.
         if old.export != dir.export {
@@ -186,6 +183,7 @@ impl Server {
                 is_export,
                 position,
             } => {
+                self.directory(request.header.nodeid)?;
                 let mut position = position.lock().unwrap_or_else(PoisonError::into_inner);
                 self.list(
                     fd.as_fd(),
@@ -321,22 +319,6 @@ pub(super) fn put_entry(reply: &mut Reply<'_>, left: &mut usize, mut entry: Dire
     let pad = [0; 8];
     reply.put(&entry).and_then(|()| reply.put_bytes(name)).is_ok()
         && reply.put_bytes(pad.get(..padding).unwrap_or_default()).is_ok()
-}
-
-/// Where a directory is now. One whose path is too long for the kernel to tell is placed by a directory above it.
-pub(super) fn location(self_fds: &SelfFds, dir: &Node) -> Result<Vec<u8>, Errno> {
-    let mut above: Option<OwnedFd> = None;
-    for _ in 0..MAX_CLIMB {
-        let fd = above.as_ref().map_or(dir.fd(), |fd| fd.as_fd());
-        match self_fds.location(fd) {
-            Err(Errno::NAMETOOLONG) => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                above = Some(rustix::fs::openat(fd, c"..", flags, Mode::empty())?);
-            }
-            told => return told,
-        }
-    }
-    Err(Errno::STALE)
 }
 
 /// The `DT_*` number of a type of file.

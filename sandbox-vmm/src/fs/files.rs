@@ -29,12 +29,12 @@ impl Server {
         if id == ROOT {
             return Err(Errno::ISDIR);
         }
-        let node = self.nodes.get(id)?;
+        let node = self.node(id)?;
         let fd = self.open_node(&node, asked.flags)?;
         if asked.flags & mode::O_TRUNC != 0 && asked.open_flags & wire::OPEN_KILL_SUIDGID != 0 {
             drop_set_id(fd.as_fd())?;
         }
-        let fh = self.add_file(id, fd, asked.flags)?;
+        let fh = self.add_file(node.export, id, fd, asked.flags)?;
         reply.put(&OpenOut {
             fh,
             ..OpenOut::default()
@@ -57,7 +57,7 @@ impl Server {
             }
             Err(Errno::EXIST) if asked.flags & mode::O_EXCL == 0 => {
                 let (id, _) = self.know(&dir, name)?;
-                let opened = self.nodes.get(id).and_then(|node| match node.kind {
+                let opened = self.node(id).and_then(|node| match node.kind {
                     Kind::Regular => self.open_node(&node, asked.flags),
                     // A link or the like came between: the guest's kernel looks again and does it right.
                     _ => Err(Errno::STALE),
@@ -70,7 +70,7 @@ impl Server {
             Err(error) => return Err(error),
         };
         let fh = self
-            .add_file(id, fd, asked.flags)
+            .add_file(dir.export, id, fd, asked.flags)
             .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
         reply.put(&self.entry(id, &stat))?;
         reply.put(&OpenOut {
@@ -95,7 +95,7 @@ impl Server {
         let path = self.self_fds.reopen(fd.as_fd(), OFlags::PATH)?;
         let (id, stat) = self.know_fd(&dir, c"", path)?;
         let fh = self
-            .add_file(id, fd, asked.flags)
+            .add_file(dir.export, id, fd, asked.flags)
             .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
         reply.put(&self.entry(id, &stat))?;
         reply.put(&OpenOut {
@@ -106,7 +106,7 @@ impl Server {
 
     pub(super) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let asked: ReadIn = request.take()?;
-        let handle = self.handles.get(asked.fh, request.header.nodeid)?;
+        let handle = self.opened_file(asked.fh, request.header.nodeid)?;
         let size = asked.size.min(MAX_DATA) as usize;
         let room = reply.room();
         let room = if room.len() > size {
@@ -122,7 +122,7 @@ impl Server {
     pub(super) fn write(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let asked: WriteIn = request.take()?;
         let data = request.bytes(asked.size as usize)?;
-        let handle = self.handles.get(asked.fh, request.header.nodeid)?;
+        let handle = self.opened_file(asked.fh, request.header.nodeid)?;
         let fd = handle.writable_file()?;
         let at = offset(asked.offset)?;
         // Appending is the host's to do, so that both sides may append to one file. But pages from the guest's cache
@@ -144,7 +144,7 @@ impl Server {
 
     pub(super) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let asked: FallocateIn = request.take()?;
-        let handle = self.handles.get(asked.fh, request.header.nodeid)?;
+        let handle = self.opened_file(asked.fh, request.header.nodeid)?;
         let flags = FallocateFlags::from_bits_retain(asked.mode);
         let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
         if !known.contains(flags) {
@@ -160,7 +160,7 @@ impl Server {
 
     pub(super) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let asked: LseekIn = request.take()?;
-        let handle = self.handles.get(asked.fh, request.header.nodeid)?;
+        let handle = self.opened_file(asked.fh, request.header.nodeid)?;
         let at = offset(asked.offset)?;
         let from = match asked.whence {
             SEEK_DATA => SeekFrom::Data(at),
@@ -179,8 +179,8 @@ impl Server {
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let asked: CopyIn = request.take()?;
-        let from = self.handles.get(asked.fh_in, request.header.nodeid)?;
-        let to = self.handles.get(asked.fh_out, asked.nodeid_out)?;
+        let from = self.opened_file(asked.fh_in, request.header.nodeid)?;
+        let to = self.opened_file(asked.fh_out, asked.nodeid_out)?;
         if asked.flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -198,7 +198,7 @@ impl Server {
     /// Answers for files and directories alike.
     pub(super) fn fsync(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let asked: FsyncIn = request.take()?;
-        let handle = self.handles.get(asked.fh, request.header.nodeid)?;
+        let handle = self.opened_file(asked.fh, request.header.nodeid)?;
         match &handle.of {
             Open::File { fd, .. } if asked.flags & wire::FSYNC_DATA_ONLY != 0 => rustix::fs::fdatasync(fd),
             Open::File { fd, .. } | Open::Directory { fd, .. } => rustix::fs::fsync(fd),
@@ -224,10 +224,11 @@ impl Server {
         self.self_fds.reopen(node.fd(), host)
     }
 
-    fn add_file(&self, node: u64, fd: OwnedFd, flags: u32) -> Result<u64, Errno> {
+    fn add_file(&self, export: u32, node: u64, fd: OwnedFd, flags: u32) -> Result<u64, Errno> {
         self.add_handle(Handle {
             node,
             of: Open::File {
+                export,
                 fd,
                 writable: writes(flags),
             },

@@ -16,7 +16,11 @@ pub(super) struct Handle {
 
 pub(super) enum Open {
     /// A regular file, opened for what the guest asked.
-    File { fd: OwnedFd, writable: bool },
+    File {
+        fd: OwnedFd,
+        export: u32,
+        writable: bool,
+    },
     /// A directory of an export.
     Directory {
         fd: OwnedFd,
@@ -40,7 +44,9 @@ impl Handle {
     /// The regular file if it is open for writing, or `EBADF`.
     pub fn writable_file(&self) -> Result<BorrowedFd<'_>, Errno> {
         match &self.of {
-            Open::File { fd, writable: true } => Ok(fd.as_fd()),
+            Open::File {
+                fd, writable: true, ..
+            } => Ok(fd.as_fd()),
             _ => Err(Errno::BADF),
         }
     }

@@ -42,7 +42,7 @@ impl Server {
         if id == ROOT {
             return Err(Errno::ROFS);
         }
-        let node = self.nodes.get(id)?.writable()?;
+        let node = self.node(id)?.writable()?;
         let has = |flag| asked.valid & flag != 0;
         if has(fattr::UID) || has(fattr::GID) {
             let uid = has(fattr::UID).then_some(asked.uid);
@@ -94,7 +94,7 @@ impl Server {
         let by_node;
         let fd = match fh {
             Some(fh) => {
-                by_handle = self.handles.get(fh, node.id)?;
+                by_handle = self.opened_file(fh, node.id)?;
                 by_handle.writable_file()?
             }
             None => {
@@ -198,7 +198,7 @@ impl Server {
         if id == ROOT {
             return Err(Errno::OPNOTSUPP);
         }
-        let mut node = self.nodes.get(id)?;
+        let mut node = self.node(id)?;
         if change {
             node = node.writable()?;
         }

@@ -6,7 +6,7 @@
 //! What holds, whatever the guest sends:
 //! - it reaches only what is below an exported directory at the time of the request. Names are single components,
 //!   links are never followed here (`READLINK` hands the text back and the guest resolves it in its own tree), and
-//!   a directory that the host has meanwhile moved out of the export is refused;
+//!   what the host has meanwhile moved out of the export is refused, also where the guest has it open;
 //! - only regular files and directories are ever opened. FIFOs and sockets may be made but are the guest kernel's
 //!   business; device nodes cannot be made, and those that exist name no device. Mounts of procfs, sysfs and their
 //!   like inside an export are refused;
@@ -19,6 +19,7 @@
 //! Both sides see each other's changes at once: names are looked up each time, and attributes are valid for one
 //! tick of the guest's clock. Locks are the guest's own and are not seen by the host.
 
+mod containment;
 mod directories;
 mod exports;
 mod files;

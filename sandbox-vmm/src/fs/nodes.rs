@@ -241,6 +241,16 @@ impl Nodes {
         honest
     }
 
+    /// Takes a node's descriptor away, so that it is found again by the name it was last seen under.
+    pub fn give_up(&self, id: u64) {
+        let mut table = self.lock();
+        if let Some(entry) = table.entries.get_mut(&id).filter(|entry| !entry.permanent)
+            && entry.fd.take().is_some()
+        {
+            table.held -= 1;
+        }
+    }
+
     /// Counts an open handle; the node keeps its descriptor until [`Nodes::closed`].
     pub fn opened(&self, id: u64) {
         if let Some(entry) = self.lock().entries.get_mut(&id) {
@@ -352,7 +362,7 @@ impl Table {
         while steps > 0 && (self.held > self.max_held || self.clock.len() > 2 * self.max_held.max(1)) {
             steps -= 1;
             let Some(id) = self.clock.pop_front() else { return };
-            let Some(entry) = self.entries.get_mut(&id) else {
+            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.fd.is_some()) else {
                 continue;
             };
             if entry.opens > 0 || entry.used {

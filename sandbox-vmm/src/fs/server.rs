@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use super::exports::{Access, ExportError, Exports};
 use super::handles::Handles;
 use super::host::{FileId, IdMap, SelfFds};
-use super::nodes::{Node, Nodes, ROOT};
+use super::nodes::Nodes;
 use super::wire::{
     self, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, Reply, Request, WriteIn,
     init, op,
@@ -239,17 +239,6 @@ impl Server {
         if honest { Ok(()) } else { Err(Errno::INVAL) }
     }
 
-    /// The directory with this number, checked to be still below its export.
-    pub(super) fn directory(&self, id: u64) -> Result<Node, Errno> {
-        // Nothing can be made or opened by name in the virtual root; its look-ups are answered before.
-        if id == ROOT {
-            return Err(Errno::ROFS);
-        }
-        let node = self.nodes.get(id)?.directory()?;
-        self.check_contained(&node)?;
-        Ok(node)
-    }
-
     /// What a look-up answers: the node's number and attributes.
     pub(super) fn entry(&self, id: u64, stat: &Statx) -> EntryOut {
         EntryOut {
@@ -288,23 +277,5 @@ impl Server {
                 devices.len() - 1
             });
         file.ino ^ (place as u64) << 48
-    }
-
-    /// Refuses a directory that was moved out of its export after the guest had looked it up.
-    fn check_contained(&self, node: &Node) -> Result<(), Errno> {
-        let root = self.exports.root(node.export).ok_or(Errno::STALE)?;
-        if root == node.id {
-            return Ok(());
-        }
-        let root = self.nodes.get(root)?;
-        let above = self.self_fds.location(root.fd())?;
-        let here = super::directories::location(&self.self_fds, node)?;
-        let below = match above.as_slice() {
-            b"/" => true,
-            above => here
-                .strip_prefix(above)
-                .is_some_and(|rest| rest.first() == Some(&b'/')),
-        };
-        if below { Ok(()) } else { Err(Errno::STALE) }
     }
 }

@@ -169,7 +169,62 @@ fn a_directory_moved_out_of_the_export_is_out_of_reach() {
         assert_eq!(guest.mkdir(node, "planted").unwrap_err(), Errno::STALE);
     }
     fs::rename(guest.outside("export-private"), guest.host("back")).unwrap();
+    assert_eq!(guest.find(TOP, "back").unwrap().nodeid, dir.nodeid);
     assert!(guest.find(dir.nodeid, "secret").is_ok());
+}
+
+#[test]
+fn a_file_moved_out_of_the_export_is_out_of_reach_even_where_it_is_open() {
+    let guest = Guest::new();
+    let (file, fh) = guest.create(TOP, "tool", RDWR).unwrap();
+    guest.write(file.nodeid, fh, 0, b"harmless").unwrap();
+    let copy = CopyIn {
+        fh_in: fh,
+        nodeid_out: file.nodeid,
+        fh_out: fh,
+        off_out: 100,
+        len: 8,
+        ..CopyIn::default()
+    };
+    let shorter = SetattrIn {
+        valid: fattr::SIZE,
+        ..SetattrIn::default()
+    };
+    let mode = SetattrIn {
+        valid: fattr::MODE,
+        mode: 0o777,
+        ..SetattrIn::default()
+    };
+    fs::rename(guest.host("tool"), guest.outside("tool")).unwrap();
+
+    assert_eq!(
+        guest.write(file.nodeid, fh, 0, b"evil").unwrap_err(),
+        Errno::STALE
+    );
+    assert_eq!(guest.read(file.nodeid, fh, 0, 8).unwrap_err(), Errno::STALE);
+    assert_eq!(guest.open(file.nodeid, RDWR).unwrap_err(), Errno::STALE);
+    assert_eq!(guest.link(file.nodeid, TOP, "back").unwrap_err(), Errno::STALE);
+    assert_eq!(guest.set(file.nodeid, shorter).unwrap_err(), Errno::STALE);
+    assert_eq!(guest.set(file.nodeid, mode).unwrap_err(), Errno::STALE);
+    let error = guest
+        .call(op::COPY_FILE_RANGE, file.nodeid, &[copy.as_bytes()])
+        .unwrap_err();
+    assert_eq!(error, Errno::STALE);
+    assert_eq!(fs::read(guest.outside("tool")).unwrap(), b"harmless");
+    guest.close(file.nodeid, fh).unwrap();
+}
+
+#[test]
+fn a_file_whose_other_name_left_the_export_stays_usable() {
+    let guest = Guest::new();
+    fs::write(guest.host("one"), b"data").unwrap();
+    fs::hard_link(guest.host("one"), guest.host("two")).unwrap();
+    let file = guest.find(TOP, "one").unwrap();
+    fs::rename(guest.host("one"), guest.outside("one")).unwrap();
+    assert_eq!(guest.open(file.nodeid, 0).unwrap_err(), Errno::STALE);
+    assert_eq!(guest.find(TOP, "two").unwrap().nodeid, file.nodeid);
+    let fh = guest.open(file.nodeid, 0).unwrap();
+    assert_eq!(guest.read(file.nodeid, fh, 0, 10).unwrap(), b"data");
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! Whether a file that the guest knows is still below its export.
+//!
+//! A descriptor goes where its file goes. Were that all, a guest that once looked into a directory or opened a
+//! script would keep it when the host moves it elsewhere: into a home directory, onto the search path. So each
+//! request that reads or changes anything asks the kernel where the file is now.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::handles::{Handle, Open};
+use super::host::Kind;
+use super::nodes::{Node, ROOT};
+use super::server::Server;
+
+/// Directories climbed to find one whose path is short enough to be told; bounds the work of one request.
+const MAX_CLIMB: usize = 1024;
+
+impl Server {
+    /// The node with this number, still below its export. The virtual root is none: it is answered for elsewhere,
+    /// and refuses all else as read-only.
+    pub(super) fn node(&self, id: u64) -> Result<Node, Errno> {
+        if id == ROOT {
+            return Err(Errno::ROFS);
+        }
+        let node = self.nodes.get(id)?;
+        if self.check_contained(node.export, node.fd(), node.kind).is_ok() {
+            return Ok(node);
+        }
+        // Perhaps only the name that it was opened by has left, and it has another.
+        self.nodes.give_up(id);
+        let node = self.nodes.get(id)?;
+        self.check_contained(node.export, node.fd(), node.kind)?;
+        Ok(node)
+    }
+
+    /// The directory with this number, still below its export.
+    pub(super) fn directory(&self, id: u64) -> Result<Node, Errno> {
+        self.node(id)?.directory()
+    }
+
+    /// An open file, still below its export; one without any name left is where it last was.
+    pub(super) fn opened_file(&self, fh: u64, node: u64) -> Result<Arc<Handle>, Errno> {
+        let handle = self.handles.get(fh, node)?;
+        if let Open::File { fd, export, .. } = &handle.of {
+            self.check_contained(*export, fd.as_fd(), Kind::Regular)?;
+        }
+        Ok(handle)
+    }
+
+    fn check_contained(&self, export: u32, fd: BorrowedFd<'_>, kind: Kind) -> Result<(), Errno> {
+        let root = self.exports.root(export).ok_or(Errno::STALE)?;
+        let root = self.nodes.get(root)?;
+        let above = self.self_fds.location(root.fd())?;
+        let here = match self.self_fds.location(fd) {
+            Err(Errno::NAMETOOLONG) if kind == Kind::Directory => self.location_above(fd)?,
+            // So deep a file is where its directory is, and that is checked with each look-up.
+            Err(Errno::NAMETOOLONG) => return Ok(()),
+            told => told?,
+        };
+        let below = above == b"/"
+            || here
+                .strip_prefix(above.as_slice())
+                .is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+        if below { Ok(()) } else { Err(Errno::STALE) }
+    }
+
+    /// Where a directory is whose path is too long to be told, by one above it.
+    fn location_above(&self, dir: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+        let up = |fd: BorrowedFd<'_>| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(fd, c"..", flags, Mode::empty())
+        };
+        let mut above: OwnedFd = up(dir)?;
+        for _ in 0..MAX_CLIMB {
+            match self.self_fds.location(above.as_fd()) {
+                Err(Errno::NAMETOOLONG) => above = up(above.as_fd())?,
+                told => return told,
+            }
+        }
+        Err(Errno::STALE)
+    }
+}
