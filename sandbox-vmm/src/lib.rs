@@ -13,10 +13,12 @@
 //! | [`hypervisor`] | the traits of a hypervisor |
 
 pub mod boot;
+pub mod control;
 pub mod devices;
 pub mod doorbell;
 pub mod event_loop;
 pub mod fs;
+pub mod helper;
 pub mod hypervisor;
 pub mod layout;
 pub mod machine;
