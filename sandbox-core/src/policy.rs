@@ -25,7 +25,21 @@ pub trait Policy: Send + Sync + fmt::Debug {
     fn refuses_address(&self, _address: IpAddr, _port: u16) -> Option<&str> {
         None
     }
+
+    /// Asked once, before a sandbox starts: a policy that was made wrongly (a rule that cannot be parsed) says
+    /// so here, so that the mistake stops the launch instead of denying everything later.
+    ///
+    /// # Errors
+    /// What is wrong and what to write instead, as text for the person who wrote the policy.
+    fn check(&self) -> Result<(), InvalidPolicy> {
+        Ok(())
+    }
 }
+
+/// A policy that cannot be used as it was made.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy cannot be used: {0}")]
+pub struct InvalidPolicy(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// One attempt to reach something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
