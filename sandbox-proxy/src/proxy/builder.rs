@@ -1,0 +1,180 @@
+//! What the user said, and the proxy it resolves to.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use sandbox_core::SandboxId;
+use sandbox_core::audit::AuditSink;
+use sandbox_core::credential::CredentialSource;
+use sandbox_core::host::HostName;
+use sandbox_core::policy::{Approver, InvalidPolicy, Policy};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::pool::Pool;
+use super::{Inner, Proxy, limits};
+use crate::audit::Hub;
+use crate::policy::Rules;
+use crate::resolve::{Names, Resolver, System};
+use crate::services::bound::Bound;
+use crate::services::{InvalidService, Service};
+use crate::tls::client::{Clients, parse_roots};
+use crate::tls::{Ca, CaError};
+
+/// Builds a [`Proxy`]. Without a policy nothing is allowed.
+#[derive(Debug)]
+pub struct ProxyBuilder {
+    sandbox: SandboxId,
+    policy: Arc<dyn Policy>,
+    approver: Option<Arc<dyn Approver>>,
+    approval_time: Duration,
+    services: Vec<Bound>,
+    fixed: HashMap<HostName, Vec<IpAddr>>,
+    resolver: Box<dyn Resolver>,
+    roots: Vec<Vec<u8>>,
+    sinks: Vec<Arc<dyn AuditSink>>,
+}
+
+/// A proxy that cannot be built as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The policy has a mistake.
+    #[error(transparent)]
+    Policy(#[from] InvalidPolicy),
+    /// A service has a mistake.
+    #[error(transparent)]
+    Service(#[from] InvalidService),
+    /// Two services want to put their credential into the same requests.
+    #[error("services {first} and {second} are both for {host}: give one of them another host")]
+    SameHost {
+        /// One service.
+        first: String,
+        /// The other.
+        second: String,
+        /// The host and port that both have.
+        host: String,
+    },
+    /// An extra root is no certificate.
+    #[error("an extra root is no certificate: give one or more certificates as PEM, or one as DER")]
+    Root,
+    /// The sandbox's own authority could not be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+}
+
+impl ProxyBuilder {
+    pub(super) fn new(sandbox: SandboxId) -> Self {
+        Self {
+            sandbox,
+            policy: Arc::new(Rules::locked_down()),
+            approver: None,
+            approval_time: limits::APPROVAL_TIME,
+            services: Vec::new(),
+            fixed: HashMap::new(),
+            resolver: Box::new(System),
+            roots: Vec::new(),
+            sinks: Vec::new(),
+        }
+    }
+
+    /// Decides on every attempt.
+    #[must_use]
+    pub fn policy(self, policy: Arc<dyn Policy>) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Answers where the policy says to ask. Without one such attempts are denied.
+    #[must_use]
+    pub fn approver(mut self, approver: Arc<dyn Approver>) -> Self {
+        self.approver = Some(approver);
+        self
+    }
+
+    /// How long the approver may take; after it the attempt is denied. One minute at first.
+    #[must_use]
+    pub fn approval_time(self, approval_time: Duration) -> Self {
+        Self {
+            approval_time,
+            ..self
+        }
+    }
+
+    /// Puts this source's credential into requests to the service. The rules must allow its hosts, too.
+    #[must_use]
+    pub fn credential(mut self, service: Service, source: Arc<dyn CredentialSource>) -> Self {
+        self.services.push(Bound::new(service, source));
+        self
+    }
+
+    /// Answers a name with fixed addresses instead of looking it up. Its addresses are vetted like any.
+    #[must_use]
+    pub fn resolve(mut self, name: HostName, addresses: Vec<IpAddr>) -> Self {
+        self.fixed.insert(name, addresses);
+        self
+    }
+
+    /// Looks names up; the host's own resolver at first.
+    #[must_use]
+    pub fn resolver(self, resolver: impl Resolver + 'static) -> Self {
+        Self {
+            resolver: Box::new(resolver),
+            ..self
+        }
+    }
+
+    /// Trusts more roots for upstream, as PEM (any number) or DER (one), beside those of the platform.
+    #[must_use]
+    pub fn extra_root(mut self, certificate: impl Into<Vec<u8>>) -> Self {
+        self.roots.push(certificate.into());
+        self
+    }
+
+    /// Gives every audit event to this sink, too.
+    #[must_use]
+    pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
+        self.sinks.push(sink);
+        self
+    }
+
+    /// The proxy, with a fresh certificate authority. Nothing is started or opened yet.
+    ///
+    /// # Errors
+    /// What was said wrongly, and what to say instead.
+    pub fn build(self) -> Result<Proxy, ProxyError> {
+        self.policy.check()?;
+        for (index, bound) in self.services.iter().enumerate() {
+            bound.service.validate()?;
+            for other in self.services.iter().skip(index + 1) {
+                if let Some(host) = bound.service.shared_with(&other.service) {
+                    return Err(ProxyError::SameHost {
+                        first: bound.service.name().to_owned(),
+                        second: other.service.name().to_owned(),
+                        host,
+                    });
+                }
+            }
+        }
+        let mut roots = Vec::new();
+        for root in &self.roots {
+            roots.extend(parse_roots(root).ok_or(ProxyError::Root)?);
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        Ok(Proxy::new(Inner {
+            ca: Ca::new(&self.sandbox, Arc::clone(&provider))?,
+            sandbox: self.sandbox,
+            policy: RwLock::new(self.policy),
+            approver: self.approver,
+            approval_time: self.approval_time,
+            services: self.services.into_iter().map(Arc::new).collect(),
+            names: Names::new(self.fixed, self.resolver),
+            clients: Clients::new(provider, roots),
+            hub: Arc::new(Hub::new(self.sinks)),
+            pool: Pool::default(),
+            streams: Arc::new(Semaphore::new(limits::STREAMS)),
+            requests: Arc::new(Semaphore::new(limits::REQUESTS)),
+            closed: CancellationToken::new(),
+        }))
+    }
+}

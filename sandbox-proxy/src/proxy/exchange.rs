@@ -1,0 +1,274 @@
+//! One request and its response, wherever the stream is read: check, ask, clean, inject, send, scrub.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use sandbox_core::policy::RequestLine;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::Inner;
+use super::body::{RequestBody, ResponseBody, Streamed};
+use super::http1::{After, AfterSlot};
+use super::message;
+use super::pool::{Checkin, Sender};
+use super::refusal::Refusal;
+use super::route::Route;
+use super::upstream::Offer;
+use super::{limits, pool};
+use crate::audit::record::Record;
+use crate::scrub::{Patterns, Scrubber};
+use crate::services::bound::BoundError;
+use crate::services::inject::InjectError;
+
+/// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
+const SEND_ATTEMPTS: usize = 3;
+
+/// Answers a request on an admitted route. `after` is where a WebSocket goes on, on HTTP/1.1.
+pub(crate) async fn answer(
+    inner: &Arc<Inner>,
+    route: &Arc<Route>,
+    request: Request<Incoming>,
+    after: Option<&AfterSlot>,
+) -> Response<ResponseBody> {
+    let record = Record::start(&inner.hub, &inner.sandbox);
+    record.target(route.host.to_string(), route.port);
+    record.request(request.method().as_str(), Some(request.uri().path()));
+    record.allowed(&route.admission.rule);
+    let response = match exchange(inner, route, request, after, &record).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            refusal.tell(&record);
+            refusal.response(&route.shown())
+        }
+    };
+    record.status(response.status());
+    response
+}
+
+async fn exchange(
+    inner: &Arc<Inner>,
+    route: &Arc<Route>,
+    mut request: Request<Incoming>,
+    after: Option<&AfterSlot>,
+    record: &Arc<Record>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let permit = Arc::clone(&inner.requests)
+        .try_acquire_owned()
+        .map_err(|_| Refusal::busy("the sandbox has too many requests open"))?;
+    let client_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, incoming) = request.into_parts();
+    parts.extensions.clear();
+    message::check(&parts, route)?;
+    if route.admission.inspect {
+        let line = RequestLine {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+        };
+        let admission = inner
+            .admit(&route.host, route.port, route.scheme(), Some(line))
+            .await?;
+        record.allowed(&admission.rule);
+    }
+    let websocket = after.filter(|_| message::wants_websocket(&parts));
+    message::clean_request(&mut parts);
+    let patterns = inject(inner, route, &mut parts, record).await?;
+    if patterns.is_some() {
+        message::make_scrubbable(&mut parts);
+    }
+    if websocket.is_some() {
+        message::set_websocket(&mut parts.headers);
+    }
+    let body = RequestBody::new(incoming, Arc::clone(record));
+    let offer = if websocket.is_some() {
+        Offer::Http1
+    } else {
+        Offer::Any
+    };
+    let (response, checkin) = send(inner, route, Request::from_parts(parts, body), offer).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return match websocket {
+            Some(after) => Ok(switch(response, client_upgrade, after, patterns, record)),
+            None => Err(Refusal::upstream(
+                "http_protocol_error",
+                "upstream switched protocols unasked",
+            )),
+        };
+    }
+    pass(response, checkin, patterns, record, permit)
+}
+
+/// Puts the credential of the route's service in, if it has one. What to scrub afterwards.
+async fn inject(
+    inner: &Inner,
+    route: &Route,
+    parts: &mut Parts,
+    record: &Record,
+) -> Result<Option<Arc<Patterns>>, Refusal> {
+    let Some((bound, endpoint)) = &route.service else {
+        return Ok(None);
+    };
+    match timeout(
+        limits::CREDENTIAL_TIME,
+        bound.inject(parts, endpoint, &inner.sandbox),
+    )
+    .await
+    {
+        Ok(Ok(patterns)) => {
+            if patterns.is_some() {
+                record.credential(bound.service.name());
+            }
+            Ok(patterns)
+        }
+        Ok(Err(error)) => {
+            let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
+            Err(Refusal::credential(error.to_string(), is_denial))
+        }
+        Err(_) => Err(Refusal::credential(
+            format!(
+                "the source of the credential of service {} took too long",
+                bound.service.name()
+            ),
+            false,
+        )),
+    }
+}
+
+async fn send(
+    inner: &Inner,
+    route: &Arc<Route>,
+    request: Request<RequestBody>,
+    offer: Offer,
+) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
+    let (mut parts, mut body) = request.into_parts();
+    for attempt in 1.. {
+        let waiting = match offer {
+            Offer::Any if attempt < SEND_ATTEMPTS => route.target.checkout().await,
+            _ => None,
+        };
+        let (sender, is_new) = match waiting {
+            Some(sender) => (sender, false),
+            None => (inner.connect(route, None, offer).await?, true),
+        };
+        match &sender {
+            Sender::H1(_) => message::target_h1(&mut parts, route),
+            Sender::H2(_) => message::target_h2(&mut parts, route),
+        }
+        let request = Request::from_parts(parts, body);
+        let (result, checkin) = match sender {
+            Sender::H1(mut h1) => {
+                let result = timeout(limits::RESPONSE_TIME, h1.try_send_request(request)).await;
+                (result, Some(Checkin::new(&route.target, h1)))
+            }
+            Sender::H2(mut h2) => {
+                if is_new {
+                    route.target.put(pool::Sender::H2(h2.clone()));
+                }
+                (
+                    timeout(limits::RESPONSE_TIME, h2.try_send_request(request)).await,
+                    None,
+                )
+            }
+        };
+        let mut failure = match result {
+            Ok(Ok(response)) => return Ok((response, checkin)),
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                return Err(Refusal::timeout(
+                    "http_response_timeout",
+                    "upstream did not answer in time",
+                ));
+            }
+        };
+        match failure.take_message() {
+            Some(unsent) if !is_new => (parts, body) = unsent.into_parts(),
+            _ => {
+                let error = failure.into_error();
+                tracing::debug!(%error, "upstream failed");
+                return Err(Refusal::upstream(
+                    "http_response_incomplete",
+                    format!("upstream failed: {error}"),
+                ));
+            }
+        }
+    }
+    Err(Refusal::internal("no connection to send on"))
+}
+
+/// Hands a response to the client as it comes.
+fn pass(
+    response: Response<Incoming>,
+    checkin: Option<Checkin>,
+    patterns: Option<Arc<Patterns>>,
+    record: &Arc<Record>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let (mut parts, incoming) = response.into_parts();
+    // Among them the reason phrase, which can hold anything.
+    parts.extensions.clear();
+    let ended = incoming.is_end_stream();
+    if let Some(patterns) = &patterns {
+        if !ended && message::is_coded(&parts.headers) {
+            return Err(Refusal::upstream(
+                "http_response_content_coding",
+                "upstream compressed a response although asked not to; it cannot be searched for secrets",
+            ));
+        }
+        patterns.scrub_headers(&mut parts.headers);
+    }
+    message::clean_response(&mut parts.headers);
+    let mut checkin = checkin;
+    if ended && let Some(checkin) = checkin.take() {
+        checkin.done();
+    }
+    let body = Streamed {
+        incoming,
+        record: Arc::clone(record),
+        scrubber: patterns.map(Scrubber::new),
+        checkin,
+        waiting: None,
+        ended,
+        _permit: permit,
+    };
+    Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
+}
+
+/// Answers a WebSocket's request; its bytes go on once the answer is out.
+fn switch(
+    mut response: Response<Incoming>,
+    client: OnUpgrade,
+    after: &AfterSlot,
+    patterns: Option<Arc<Patterns>>,
+    record: &Arc<Record>,
+) -> Response<ResponseBody> {
+    let upstream = hyper::upgrade::on(&mut response);
+    let (mut parts, _) = response.into_parts();
+    parts.extensions.clear();
+    if let Some(patterns) = &patterns {
+        patterns.scrub_headers(&mut parts.headers);
+    }
+    message::clean_response(&mut parts.headers);
+    message::set_websocket(&mut parts.headers);
+    after.set(After::WebSocket {
+        client,
+        upstream,
+        scrubber: patterns.map(Scrubber::new),
+        record: Arc::clone(record),
+    });
+    Response::from_parts(parts, ResponseBody::empty())
+}
+
+impl Refusal {
+    /// Writes the refusal into the record of its attempt.
+    pub(crate) fn tell(&self, record: &Record) {
+        record.status(self.status);
+        if self.is_denial {
+            record.denied(self.rule.as_deref().unwrap_or(""), &self.detail);
+        } else {
+            record.outcome(&self.detail);
+        }
+    }
+}

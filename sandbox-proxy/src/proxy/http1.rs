@@ -1,0 +1,74 @@
+//! HTTP/1.1 towards the guest, and what its streams turn into when they stop being HTTP.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::body::ResponseBody;
+use super::limits;
+use super::route::Route;
+use crate::audit::record::Record;
+use crate::scrub::Scrubber;
+
+/// What a stream goes on as, after its last HTTP message.
+pub(crate) enum After {
+    /// A tunnel, opened by CONNECT.
+    Tunnel {
+        client: OnUpgrade,
+        route: Arc<Route>,
+        /// The connection to upstream, where one was made before the answer.
+        upstream: Option<TcpStream>,
+        record: Arc<Record>,
+    },
+    /// A WebSocket.
+    WebSocket {
+        client: OnUpgrade,
+        upstream: OnUpgrade,
+        scrubber: Option<Scrubber>,
+        record: Arc<Record>,
+    },
+}
+
+/// Where the answer to a request leaves what the stream goes on as.
+#[derive(Clone, Default)]
+pub(crate) struct AfterSlot(Arc<Mutex<Option<After>>>);
+
+impl AfterSlot {
+    pub(crate) fn set(&self, after: After) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+    }
+
+    pub(crate) fn take(&self) -> Option<After> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Serves a connection until it ends or stops being HTTP.
+pub(crate) async fn serve<S, F, R>(stream: S, answer: F) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Fn(Request<Incoming>) -> R + Send,
+    R: Future<Output = Response<ResponseBody>> + Send,
+{
+    let service = service_fn(move |request| {
+        let response = answer(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIME)
+        .max_buf_size(limits::HEAD_BYTES)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+}

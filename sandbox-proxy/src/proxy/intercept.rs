@@ -1,0 +1,157 @@
+//! Tunnels that are read: TLS is ended here with a certificate of the sandbox's authority, and each request
+//! goes through [`exchange`].
+
+use std::sync::Arc;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+
+use super::http1::{self, After, AfterSlot};
+use super::io::{Client, Prefixed, ScopedExecutor};
+use super::route::Route;
+use super::upstream::Offer;
+use super::{Inner, exchange, front, limits, tunnel};
+use crate::audit::record::Record;
+use crate::tls::hello::{self, Start};
+
+/// HTTP/2 windows towards the guest: what one request may upload before upstream takes it. Bounds memory.
+const H2_WINDOW: u32 = 256 << 10;
+
+/// Serves a tunnel whose requests are read.
+pub(crate) async fn serve(
+    inner: Arc<Inner>,
+    route: Arc<Route>,
+    mut client: Client,
+    upstream: Option<TcpStream>,
+    record: Arc<Record>,
+) {
+    let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+    let Some(hello) = tunnel::expect_hello(&mut client, &route, deadline, &record).await else {
+        return;
+    };
+    let Start::Tls(asked) = hello.start else {
+        return;
+    };
+    // The client is told of HTTP/2 first only where upstream speaks it.
+    let h2 = match route.target.speaks_h2() {
+        Some(h2) => h2,
+        None => match inner.connect(&route, upstream, Offer::Any).await {
+            Ok(sender) => {
+                let h2 = matches!(sender, super::pool::Sender::H2(_));
+                route.target.put(sender);
+                h2
+            }
+            // The first request tries again and is told.
+            Err(_) => false,
+        },
+    };
+    let config = match inner.ca.server(&route.host, h2 && asked.offers_h2) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "no certificate for an intercepted host");
+            record.outcome("no certificate could be made");
+            return;
+        }
+    };
+    let client = Prefixed::new(hello.seen, client);
+    let stream = match timeout_at(deadline, TlsAcceptor::from(config).accept(client)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            record.outcome(&format!("TLS with the client failed: {error}"));
+            return;
+        }
+        Err(_) => {
+            record.outcome("TLS with the client took too long");
+            return;
+        }
+    };
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    // From here on each request has its own record.
+    record.silence();
+    drop(record);
+    if h2 {
+        serve_h2(inner, route, stream).await;
+    } else {
+        serve_h1(inner, route, stream).await;
+    }
+}
+
+/// Serves a tunnel to a plain port.
+pub(crate) async fn serve_plain(inner: Arc<Inner>, route: Arc<Route>, client: Client) {
+    serve_h1(inner, route, client).await;
+}
+
+async fn serve_h1<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let slot = AfterSlot::default();
+    let served = {
+        let (inner, slot) = (Arc::clone(&inner), slot.clone());
+        let answer = move |request| {
+            let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
+            async move { exchange::answer(&inner, &route, request, Some(&slot)).await }
+        };
+        Box::pin(http1::serve(stream, answer)).await
+    };
+    if let Err(error) = served {
+        front::note_malformed(&inner, &error);
+    }
+    if let Some(After::WebSocket {
+        client,
+        upstream,
+        scrubber,
+        record,
+    }) = slot.take()
+    {
+        tunnel::serve_websocket(client, upstream, scrubber, record).await;
+    }
+}
+
+async fn serve_h2<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let executor = ScopedExecutor::default();
+    // Requests under way end with their connection, also when this future is dropped.
+    let _scope = executor.guard();
+    let service = service_fn(move |request| {
+        let (inner, route) = (Arc::clone(&inner), Arc::clone(&route));
+        async move { Ok::<_, std::convert::Infallible>(exchange::answer(&inner, &route, request, None).await) }
+    });
+    let served = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::H2_STREAMS)
+        .max_header_list_size(limits::HEAD_BYTES_H2)
+        .initial_stream_window_size(H2_WINDOW)
+        .initial_connection_window_size(4 * H2_WINDOW)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "HTTP/2 with the client ended");
+    }
+}
+
+/// Tells a client whose stream is refused after the tunnel was opened, in the language it speaks.
+pub(crate) async fn refuse(
+    client: &mut Client,
+    start: &Start,
+    refusal: &super::refusal::Refusal,
+    target: &str,
+) {
+    let told = match start {
+        Start::Tls(_) => client.write_all(&hello::ACCESS_DENIED).await,
+        Start::Other => client.write_all(&refusal.raw_response(target)).await,
+        Start::Nothing => Ok(()),
+    };
+    if told.is_ok() {
+        // Already refused; whether the client hears it is its business.
+        let _ = client.shutdown().await;
+    }
+}

@@ -1,0 +1,40 @@
+//! Every limit of the proxy and what it protects. Those of one parser or table stand beside it.
+
+use std::time::Duration;
+
+/// Open streams of one sandbox: bounds descriptors, tasks and memory that a guest can take.
+pub(crate) const STREAMS: usize = 1024;
+/// Requests in flight of one sandbox: HTTP/2 has many in one stream.
+pub(crate) const REQUESTS: usize = 2048;
+/// Requests at once within one HTTP/2 connection of a guest.
+pub(crate) const H2_STREAMS: u32 = 128;
+/// Bytes of one message's head: bounds memory per connection.
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
+/// [`HEAD_BYTES`] in the type of HTTP/2 settings.
+pub(crate) const HEAD_BYTES_H2: u32 = 64 << 10;
+/// From the first byte of a request to the end of its head, and between requests: a slow sender holds a stream.
+pub(crate) const HEAD_TIME: Duration = Duration::from_secs(60);
+/// From the answer to CONNECT to a whole client hello, and for the handshake after it.
+pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(20);
+/// For the resolver.
+pub(crate) const RESOLVE_TIME: Duration = Duration::from_secs(10);
+/// For one address to answer.
+pub(crate) const DIAL_TIME: Duration = Duration::from_secs(5);
+/// For all addresses of a target together.
+pub(crate) const DIAL_ALL_TIME: Duration = Duration::from_secs(15);
+/// For the credential's source.
+pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
+/// For the head of a response. Models think for minutes before the first byte.
+pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(20 * 60);
+/// For an approver, unless the builder says otherwise.
+pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(60);
+/// A stream on which nothing moves either way is closed: peers that vanished hold nothing for ever.
+pub(crate) const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
+/// An upstream connection that waits for its next request. Servers close theirs after a minute or more.
+pub(crate) const POOL_IDLE_TIME: Duration = Duration::from_secs(45);
+/// Waiting HTTP/1.1 connections to one target: bounds descriptors.
+pub(crate) const POOL_PER_TARGET: usize = 32;
+/// Targets whose connections are remembered: bounds memory under a guest that visits many.
+pub(crate) const POOL_TARGETS: usize = 256;
+/// How much is copied at once in a tunnel. Taken only while bytes are on their way.
+pub(crate) const COPY_BYTES: usize = 64 << 10;

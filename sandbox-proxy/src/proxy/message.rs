@@ -1,0 +1,182 @@
+//! What is checked and changed in the heads of messages, whichever version of HTTP they came in.
+
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+
+use super::refusal::Refusal;
+use super::route::{Route, parse_authority};
+
+/// Sent by old clients to proxies, and never meant for upstream.
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Compression inside a WebSocket would hide a secret from the scrubber.
+const WEBSOCKET_EXTENSIONS: HeaderName = HeaderName::from_static("sec-websocket-extensions");
+/// Would send the client to a port or protocol that does not exist here.
+const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+
+/// Refuses a request that is not for the route's host, or that two parsers could read in two ways.
+pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::method("there is no CONNECT inside a tunnel"));
+    }
+    if parts.method == Method::TRACE {
+        return Err(Refusal::method(
+            "TRACE would show what the proxy adds to requests",
+        ));
+    }
+    if parts.headers.contains_key(TRANSFER_ENCODING)
+        && (parts.headers.contains_key(CONTENT_LENGTH) || parts.version < Version::HTTP_11)
+    {
+        return Err(Refusal::bad_request("the request says its length in two ways"));
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::bad_request("the request has two Host headers"));
+    }
+    if host.is_none() && parts.uri.authority().is_none() {
+        return Err(Refusal::bad_request("the request names no host"));
+    }
+    if let Some(scheme) = parts.uri.scheme_str()
+        && scheme != if route.tls { "https" } else { "http" }
+    {
+        return Err(Refusal::misdirected(
+            "the request is for another scheme than its connection",
+        ));
+    }
+    let default_port = if route.tls { 443 } else { 80 };
+    let agrees = |text: &str| {
+        let (host, port) = parse_authority(text, Some(default_port))?;
+        if host == route.host && port == route.port {
+            Ok(())
+        } else {
+            Err(Refusal::misdirected(
+                "the request names another host than its connection",
+            ))
+        }
+    };
+    if let Some(authority) = parts.uri.authority() {
+        agrees(authority.as_str())?;
+    }
+    if let Some(host) = host {
+        let text = host
+            .to_str()
+            .map_err(|_| Refusal::bad_request("the Host header is no text"))?;
+        agrees(text)?;
+    }
+    Ok(())
+}
+
+/// Whether the request asks for a WebSocket (RFC 6455 §4.1). Other upgrades are not offered to upstream.
+pub(crate) fn wants_websocket(parts: &Parts) -> bool {
+    parts.version == Version::HTTP_11
+        && parts.method == Method::GET
+        && tokens(&parts.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && tokens(&parts.headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
+}
+
+/// Takes out what is between the client and this proxy alone (RFC 9110 §7.6.1).
+pub(crate) fn clean_request(parts: &mut Parts) {
+    let takes_trailers = tokens(&parts.headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    clean(&mut parts.headers);
+    // The proxy asks for the body as soon as upstream takes it, which is what the client waits for.
+    parts.headers.remove(EXPECT);
+    if takes_trailers {
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Asks upstream for a response that can be scrubbed.
+pub(crate) fn make_scrubbable(parts: &mut Parts) {
+    parts
+        .headers
+        .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    parts.headers.remove(WEBSOCKET_EXTENSIONS);
+}
+
+/// Whether a response came in a coding that the scrubber cannot look into.
+pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
+    tokens(headers, &CONTENT_ENCODING).any(|token| !token.eq_ignore_ascii_case("identity"))
+        || tokens(headers, &TRANSFER_ENCODING).any(|token| !token.eq_ignore_ascii_case("chunked"))
+}
+
+/// Takes out what is between upstream and this proxy alone.
+pub(crate) fn clean_response(headers: &mut HeaderMap) {
+    clean(headers);
+    headers.remove(ALT_SVC);
+}
+
+/// Asks for, or answers with, a WebSocket.
+pub(crate) fn set_websocket(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Gives the target the form that HTTP/1.1 to an origin wants.
+pub(crate) fn target_h1(parts: &mut Parts, route: &Route) {
+    parts.version = Version::HTTP_11;
+    parts.headers.insert(HOST, route.host_header.clone());
+    if parts.uri.authority().is_some() {
+        let mut origin = http::uri::Parts::default();
+        origin.path_and_query = Some(path_and_query(&parts.uri));
+        parts.uri = Uri::from_parts(origin).unwrap_or_default();
+    }
+}
+
+/// Gives the target the form that HTTP/2 wants.
+pub(crate) fn target_h2(parts: &mut Parts, route: &Route) {
+    parts.version = Version::HTTP_2;
+    parts.headers.remove(HOST);
+    let mut target = http::uri::Parts::default();
+    target.scheme = Some(http::uri::Scheme::HTTPS);
+    target.authority = Some(route.authority.clone());
+    target.path_and_query = Some(path_and_query(&parts.uri));
+    parts.uri = Uri::from_parts(target).unwrap_or_default();
+}
+
+fn path_and_query(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
+fn clean(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<_> = tokens(headers, &CONNECTION)
+            .filter_map(|token| HeaderName::try_from(token).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// The members of a comma-separated header, all lines of it together.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        // A value that is no text is one member that nobody knows.
+        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}

@@ -1,0 +1,236 @@
+//! The proxy itself. A stream's way, top to bottom: [`front`] parses, [`gate`] decides, [`route`] is what was
+//! decided, [`upstream`] resolves, vets and dials; then [`tunnel`] for bytes or [`intercept`] for requests, each of
+//! which goes through [`exchange`].
+
+mod body;
+mod builder;
+mod exchange;
+mod front;
+mod gate;
+mod http1;
+mod intercept;
+mod io;
+mod limits;
+mod message;
+mod pool;
+mod refusal;
+mod route;
+mod tunnel;
+mod upstream;
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sandbox_core::audit::AuditEvent;
+use sandbox_core::credential::CredentialError;
+use sandbox_core::policy::{Approver, InvalidPolicy, Policy};
+use sandbox_core::{BoxStream, SandboxId};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, broadcast};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use builder::{ProxyBuilder, ProxyError};
+
+use crate::audit::Hub;
+use crate::audit::record::Record;
+use crate::resolve::Names;
+use crate::services::bound::Bound;
+use crate::tls::Ca;
+use crate::tls::client::Clients;
+use io::Watched;
+use pool::Pool;
+use refusal::Refusal;
+
+/// The egress proxy of one sandbox. Cheap to clone; all clones are the same proxy.
+///
+/// Whoever can hand a stream to [`serve`](Self::serve) is the sandbox: nothing said in the stream changes that.
+#[derive(Clone)]
+pub struct Proxy {
+    inner: Arc<Inner>,
+    /// Ends upstream connections when the last handle is gone.
+    _open: Arc<DropGuard>,
+}
+
+/// A service whose credential cannot be found.
+#[derive(Debug, thiserror::Error)]
+#[error("no credential for service {service} from {source_name}")]
+pub struct MissingCredential {
+    /// The service's name.
+    pub service: String,
+    /// What its source calls itself.
+    pub source_name: String,
+    /// Why there is none, and what to do.
+    #[source]
+    pub cause: CredentialError,
+}
+
+pub(crate) struct Inner {
+    sandbox: SandboxId,
+    policy: RwLock<Arc<dyn Policy>>,
+    approver: Option<Arc<dyn Approver>>,
+    approval_time: Duration,
+    services: Vec<Arc<Bound>>,
+    names: Names,
+    clients: Clients,
+    ca: Ca,
+    hub: Arc<Hub>,
+    pool: Pool,
+    streams: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl Proxy {
+    /// Starts building the proxy of this sandbox.
+    pub fn builder(sandbox: SandboxId) -> ProxyBuilder {
+        ProxyBuilder::new(sandbox)
+    }
+
+    /// Serves one stream of the guest: HTTP/1.1 as to a proxy. Ends when the stream has ended, and drops everything
+    /// that belongs to it when dropped. Needs a tokio runtime.
+    pub fn serve(&self, stream: BoxStream) -> impl Future<Output = ()> + Send + use<> {
+        let inner = Arc::clone(&self.inner);
+        async move {
+            let Ok(_permit) = Arc::clone(&inner.streams).try_acquire_owned() else {
+                turn_away(&inner, stream).await;
+                return;
+            };
+            let closed = inner.closed.clone();
+            let stream = Watched::new(stream);
+            let idle = stream.idle(limits::IDLE_TIME);
+            tokio::select! {
+                () = front::serve(inner, stream) => {}
+                () = idle => tracing::debug!("an idle stream was closed"),
+                () = closed.cancelled() => {}
+            }
+        }
+    }
+
+    /// Serves every connection of a listener, for ordinary processes that use the proxy without a machine.
+    ///
+    /// Everyone who can connect is the sandbox. Ends with an error of the listener; when dropped, all its
+    /// connections end.
+    ///
+    /// # Errors
+    /// The listener failed in a way that does not pass.
+    pub async fn listen(&self, listener: TcpListener) -> std::io::Result<()> {
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        if let Err(error) = stream.set_nodelay(true) {
+                            tracing::debug!(%error, "TCP_NODELAY could not be set");
+                        }
+                        streams.spawn(self.serve(Box::new(stream)));
+                    }
+                    Err(error) if is_passing(&error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        // Out of descriptors: others must end first.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Err(error) => return Err(error),
+                },
+                Some(_) = streams.join_next() => {}
+            }
+        }
+    }
+
+    /// Whether every service has its credential. For launch, to fail early.
+    ///
+    /// # Errors
+    /// The first service that has none.
+    pub async fn check_credentials(&self) -> Result<(), MissingCredential> {
+        for bound in &self.inner.services {
+            if let Err(cause) = bound.fetch(&self.inner.sandbox, None).await {
+                return Err(MissingCredential {
+                    service: bound.service.name().to_owned(),
+                    source_name: bound.source.describe(),
+                    cause,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the policy for every attempt from now on.
+    ///
+    /// # Errors
+    /// The new policy cannot be used; the old one stays.
+    pub fn set_policy(&self, policy: Arc<dyn Policy>) -> Result<(), InvalidPolicy> {
+        policy.check()?;
+        *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        Ok(())
+    }
+
+    /// The sandbox's own certificate authority.
+    pub fn ca(&self) -> &Ca {
+        &self.inner.ca
+    }
+
+    /// The authority's certificate as PEM, for the guest's trust stores.
+    pub fn ca_pem(&self) -> String {
+        self.inner.ca.pem()
+    }
+
+    /// Environment variables for the guest, with placeholders that make tools start.
+    pub fn placeholders(&self) -> Vec<(String, String)> {
+        self.inner
+            .services
+            .iter()
+            .flat_map(|bound| bound.service.placeholders().iter().cloned())
+            .collect()
+    }
+
+    /// Audit events from now on. A subscriber that is slow loses the oldest and is told how many.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<AuditEvent>> {
+        self.inner.hub.subscribe()
+    }
+
+    /// Whose proxy it is.
+    pub fn sandbox(&self) -> &SandboxId {
+        &self.inner.sandbox
+    }
+
+    /// Ends all streams and upstream connections, on all clones.
+    pub fn close(&self) {
+        self.inner.closed.cancel();
+    }
+
+    fn new(inner: Inner) -> Self {
+        let open = Arc::new(inner.closed.clone().drop_guard());
+        Self {
+            inner: Arc::new(inner),
+            _open: open,
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({})", self.inner.sandbox)
+    }
+}
+
+/// Tells a guest that it has too many streams open.
+async fn turn_away(inner: &Inner, mut stream: BoxStream) {
+    let refusal = Refusal::busy("the sandbox has too many streams open");
+    let record = Record::start(&inner.hub, &inner.sandbox);
+    refusal.tell(&record);
+    let answer = refusal.raw_response("");
+    let told = stream.write_all(&answer);
+    // As many more are refused as the guest likes to open: none of them is waited for long.
+    let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+}
+
+fn is_passing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
+    // EMFILE and ENFILE have no kind of their own.
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(23 | 24))
+}

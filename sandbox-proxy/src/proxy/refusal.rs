@@ -1,0 +1,196 @@
+//! Answers that the proxy gives itself: what was refused or failed, told in a way that clients and people can
+//! tell apart (RFC 9209 `Proxy-Status`, RFC 9457 problem documents).
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use serde::Serialize;
+
+use super::body::ResponseBody;
+
+/// The header of RFC 9209.
+const PROXY_STATUS: &str = "proxy-status";
+
+/// Why an attempt ends here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    /// The error type of RFC 9209 §2.3.
+    error: &'static str,
+    /// One sentence for a person; holds nothing secret.
+    pub(crate) detail: String,
+    /// The rule that decided, where one did.
+    pub(crate) rule: Option<String>,
+    /// Policy or protection said no; otherwise something failed after a yes.
+    pub(crate) is_denial: bool,
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    target: &'a str,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: &'static str, detail: impl Into<String>, is_denial: bool) -> Self {
+        Self {
+            status,
+            error,
+            detail: detail.into(),
+            rule: None,
+            is_denial,
+        }
+    }
+
+    /// The policy says no.
+    pub(crate) fn denied(rule: &str, detail: &str) -> Self {
+        Self {
+            rule: Some(rule.to_owned()),
+            ..Self::new(StatusCode::FORBIDDEN, "http_request_denied", detail, true)
+        }
+    }
+
+    /// The address must not be reached.
+    pub(crate) fn address(detail: String, rule: Option<String>) -> Self {
+        Self {
+            rule,
+            ..Self::new(StatusCode::FORBIDDEN, "destination_ip_prohibited", detail, true)
+        }
+    }
+
+    /// The request is one that this proxy does not carry.
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "http_request_error", detail, true)
+    }
+
+    /// The method is one that this proxy does not carry.
+    pub(crate) fn method(detail: &str) -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "http_request_denied",
+            detail,
+            true,
+        )
+    }
+
+    /// The request is for another host than the stream.
+    pub(crate) fn misdirected(detail: &str) -> Self {
+        Self::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "http_request_denied",
+            detail,
+            true,
+        )
+    }
+
+    /// The client's credential is not wanted, or there is none to put in.
+    pub(crate) fn credential(detail: String, is_denial: bool) -> Self {
+        let status = if is_denial {
+            StatusCode::FORBIDDEN
+        } else {
+            StatusCode::BAD_GATEWAY
+        };
+        let error = if is_denial {
+            "http_request_denied"
+        } else {
+            "proxy_internal_error"
+        };
+        Self::new(status, error, detail, is_denial)
+    }
+
+    /// The sandbox has too much open.
+    pub(crate) fn busy(detail: &str) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "connection_limit_reached",
+            detail,
+            true,
+        )
+    }
+
+    /// Upstream failed in the way that `error` (of RFC 9209 §2.3) says.
+    pub(crate) fn upstream(error: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, error, detail, false)
+    }
+
+    /// Upstream took too long.
+    pub(crate) fn timeout(error: &'static str, detail: &str) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, error, detail, false)
+    }
+
+    /// A fault of ours.
+    pub(crate) fn internal(detail: &str) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "proxy_internal_error",
+            detail,
+            false,
+        )
+    }
+
+    /// The whole answer.
+    pub(crate) fn response(&self, target: &str) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::whole(self.document(target)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Ok(value) = HeaderValue::try_from(self.proxy_status()) {
+            headers.insert(PROXY_STATUS, value);
+        }
+        response
+    }
+
+    /// The whole answer as bytes of HTTP/1.1, for a stream that is not read as HTTP.
+    pub(crate) fn raw_response(&self, target: &str) -> Vec<u8> {
+        let document = self.document(target);
+        let mut raw = format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nproxy-status: {}\r\ncache-control: no-store\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            self.status,
+            self.proxy_status(),
+            document.len()
+        )
+        .into_bytes();
+        raw.extend_from_slice(&document);
+        raw
+    }
+
+    fn proxy_status(&self) -> String {
+        let mut text = format!("sandbox; error={}; details=\"", self.error);
+        // A string of RFC 8941 §3.3.3: printable ASCII with two characters escaped.
+        for c in self.detail.chars() {
+            match c {
+                '"' | '\\' => text.extend(['\\', c]),
+                ' '..='~' => text.push(c),
+                _ => text.push('?'),
+            }
+        }
+        text.push('"');
+        text
+    }
+
+    fn document(&self, target: &str) -> Bytes {
+        let problem = Problem {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Refused"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            rule: self.rule.as_deref(),
+            target,
+        };
+        serde_json::to_vec_pretty(&problem)
+            .map(|mut document| {
+                document.push(b'\n');
+                document.into()
+            })
+            .unwrap_or_default()
+    }
+}

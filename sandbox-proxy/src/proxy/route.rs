@@ -1,0 +1,136 @@
+//! Where a stream or request goes: parsed once, admitted, never changed.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::uri::Authority;
+use sandbox_core::host::Host;
+use sandbox_core::policy::Scheme;
+
+use super::Inner;
+use super::gate::Admission;
+use super::pool::Target;
+use super::refusal::Refusal;
+use crate::services::Endpoint;
+use crate::services::bound::Bound;
+
+/// An admitted target.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+    /// Whether upstream speaks TLS.
+    pub(crate) tls: bool,
+    pub(crate) admission: Admission,
+    /// The authority upstream sees, in normal form, without a default port.
+    pub(crate) authority: Authority,
+    pub(crate) host_header: HeaderValue,
+    /// The service that the target belongs to, if any.
+    pub(crate) service: Option<(Arc<Bound>, Endpoint)>,
+    pub(crate) target: Arc<Target>,
+}
+
+impl Route {
+    pub(super) fn new(
+        inner: &Inner,
+        host: Host,
+        port: u16,
+        tls: bool,
+        admission: Admission,
+    ) -> Result<Arc<Self>, Refusal> {
+        let text = if port == if tls { 443 } else { 80 } {
+            host.to_string()
+        } else {
+            format!("{host}:{port}")
+        };
+        let invalid = |_| Refusal::bad_request("the target is no valid authority");
+        let service = inner.services.iter().find_map(|bound| {
+            let endpoint = bound.service.endpoint_at(tls, &host, port)?;
+            Some((Arc::clone(bound), endpoint.clone()))
+        });
+        Ok(Arc::new(Self {
+            authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
+            host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
+            target: inner.pool.target(tls, &host, port),
+            host,
+            port,
+            tls,
+            admission,
+            service,
+        }))
+    }
+
+    /// How it is asked for.
+    pub(crate) fn scheme(&self) -> Scheme {
+        if self.tls { Scheme::Tunnel } else { Scheme::Http }
+    }
+
+    /// Whether its stream is read: somebody has to put a credential in or look at requests.
+    pub(crate) fn is_read(&self) -> bool {
+        self.service.is_some() || self.admission.inspect
+    }
+
+    /// For people.
+    pub(crate) fn shown(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// Parses `host` or `host:port` (RFC 3986 §3.2, without user information).
+pub(crate) fn parse_authority(text: &str, default_port: Option<u16>) -> Result<(Host, u16), Refusal> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let bad = |why: &str| Refusal::bad_request(format!("the target is not host:port: {why}"));
+    // Without brackets, the last colon of an IPv6 address is no port's.
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(bad("write IPv6 addresses in brackets"));
+    }
+    let port = match port {
+        None => default_port.ok_or_else(|| bad("the port is missing"))?,
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => match port.parse() {
+            Ok(0) | Err(_) => return Err(bad("the port is not from 1 to 65535")),
+            Ok(port) => port,
+        },
+        Some(_) => return Err(bad("the port is no number")),
+    };
+    let host = host.parse().map_err(|error| bad(&format!("{error}")))?;
+    Ok((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_have_one_form() {
+        let parse = |text| parse_authority(text, Some(443)).map(|(host, port)| format!("{host} {port}"));
+        assert_eq!(parse("API.example.com."), Ok("api.example.com 443".into()));
+        assert_eq!(parse("api.example.com:8443"), Ok("api.example.com 8443".into()));
+        assert_eq!(parse("[::1]:8"), Ok("[::1] 8".into()));
+        assert_eq!(parse("[::ffff:127.0.0.1]"), Ok("127.0.0.1 443".into()));
+        for bad in [
+            "",
+            ":443",
+            "user@a.test:443",
+            "user:pw@a.test",
+            "a.test:",
+            "a.test:0",
+            "a.test:65536",
+            "a.test:+44",
+            "a.test:443:443",
+            "::1:443",
+            "0x7f.1:443",
+            "2130706433:443",
+            "127.1",
+            "a.test/:443",
+            "a.test#:443",
+            "a%2etest",
+            "a test",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} {:?}", parse(bad));
+        }
+        assert!(parse_authority("a.test", None).is_err());
+    }
+}

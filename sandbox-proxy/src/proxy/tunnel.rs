@@ -1,0 +1,264 @@
+//! Tunnels that are not read: bytes go both ways as they come, once the start of the stream was looked at.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::io::poll_read_buf;
+
+use super::intercept::refuse;
+use super::io::{Client, Prefixed, Watched};
+use super::limits;
+use super::refusal::Refusal;
+use super::route::Route;
+use crate::audit::record::Record;
+use crate::scrub::Scrubber;
+use crate::tls::hello::{self, Sniffer, Start};
+
+/// The port on which nothing but TLS is carried.
+const TLS_PORT: u16 = 443;
+
+/// Takes a guest's stream back from the HTTP server, without its wrapping.
+pub(crate) fn client_stream(upgraded: Upgraded) -> Option<Client> {
+    let parts = upgraded.downcast::<TokioIo<Watched>>().ok()?;
+    Some(Prefixed::new(parts.read_buf, parts.io.into_inner()))
+}
+
+/// A stream's start, and the bytes it was told from.
+pub(crate) struct Heard {
+    pub(crate) start: Start,
+    pub(crate) seen: Vec<u8>,
+}
+
+/// Waits for a client hello for the route's host. `None` where something else came; then the client was told.
+pub(crate) async fn expect_hello(
+    client: &mut Client,
+    route: &Route,
+    deadline: Instant,
+    record: &Record,
+) -> Option<Heard> {
+    let mut seen = Vec::new();
+    let start = match timeout_at(deadline, hello::read(client, &mut seen)).await {
+        Ok(Ok(start)) => start,
+        Ok(Err(_)) => Start::Nothing,
+        Err(_) => {
+            record.denied("", "no TLS in time");
+            return None;
+        }
+    };
+    let why = match &start {
+        Start::Tls(hello) if hello.is_for(&route.host) => return Some(Heard { start, seen }),
+        Start::Tls(_) => NAME_DIFFERS,
+        Start::Other => "only TLS is carried in this tunnel",
+        Start::Nothing => {
+            record.outcome("the client said nothing");
+            return None;
+        }
+    };
+    let refusal = Refusal::denied(&route.admission.rule, why);
+    refusal.tell(record);
+    let target = route.shown();
+    let told = refuse(client, &start, &refusal, &target);
+    // A client that does not listen is not waited for.
+    let _ = timeout_at(deadline, told).await;
+    None
+}
+
+const NAME_DIFFERS: &str = "the TLS server name differs from the target of CONNECT";
+
+/// Serves an opaque tunnel.
+pub(crate) async fn serve(
+    route: Arc<Route>,
+    mut client: Client,
+    upstream: Option<TcpStream>,
+    record: Arc<Record>,
+) {
+    let Some(mut upstream) = upstream else {
+        record.outcome("no connection to upstream");
+        return;
+    };
+    let mut out = Direction::default();
+    if route.port == TLS_PORT {
+        let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+        let Some(heard) = expect_hello(&mut client, &route, deadline, &record).await else {
+            return;
+        };
+        out.buffer.extend_from_slice(&heard.seen);
+        record.add_out(heard.seen.len());
+    } else {
+        // Some protocols let the server speak first, so nothing is waited for.
+        out.sniffer = Some(Box::default());
+    }
+    let host = route.host.clone();
+    let is_fine = move |start: &Start| !matches!(start, Start::Tls(hello) if !hello.is_for(&host));
+    let ended = relay(
+        &mut client,
+        &mut upstream,
+        out,
+        Direction::default(),
+        &is_fine,
+        &record,
+    )
+    .await;
+    if let Err(error) = ended {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            let refusal = Refusal::denied(&route.admission.rule, NAME_DIFFERS);
+            refusal.tell(&record);
+            let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+            let start = Start::Tls(hello::Hello::default());
+            let _ = timeout_at(deadline, refuse(&mut client, &start, &refusal, "")).await;
+        } else {
+            record.outcome(&format!("the tunnel broke: {}", error.kind()));
+        }
+    }
+}
+
+/// Serves a WebSocket after its handshake. What comes back is scrubbed if a credential went out: server frames
+/// are not masked (RFC 6455 §5.1), so a secret stands in them as it is, unless a frame border splits it.
+pub(crate) async fn serve_websocket(
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    scrubber: Option<Scrubber>,
+    record: Arc<Record>,
+) {
+    let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else {
+        record.outcome("the upgrade did not come about");
+        return;
+    };
+    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    let back = Direction {
+        scrubber: scrubber.map(Box::new),
+        ..Direction::default()
+    };
+    let ended = relay(
+        &mut client,
+        &mut upstream,
+        Direction::default(),
+        back,
+        &|_| true,
+        &record,
+    )
+    .await;
+    if let Err(error) = ended {
+        record.outcome(&format!("the WebSocket broke: {}", error.kind()));
+    }
+}
+
+/// One direction of a relay. Holds memory only while bytes are on their way.
+#[derive(Default)]
+struct Direction {
+    buffer: BytesMut,
+    /// Looks at the first bytes, which wait until it has made up its mind.
+    sniffer: Option<Box<Sniffer>>,
+    scrubber: Option<Box<Scrubber>>,
+    unflushed: bool,
+    read_all: bool,
+    done: bool,
+}
+
+/// Copies both ways until both have ended, or one has failed.
+async fn relay<A, B>(
+    client: &mut A,
+    upstream: &mut B,
+    mut out: Direction,
+    mut back: Direction,
+    is_fine: &(dyn Fn(&Start) -> bool + Sync),
+    record: &Record,
+) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        let sent = out.poll(cx, client, upstream, is_fine, &|bytes| record.add_out(bytes))?;
+        let received = back.poll(cx, upstream, client, is_fine, &|bytes| record.add_in(bytes))?;
+        if sent.is_ready() && received.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+impl Direction {
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        is_fine: &dyn Fn(&Start) -> bool,
+        count: &dyn Fn(usize),
+    ) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        while !self.done {
+            while self.sniffer.is_none() && !self.buffer.is_empty() {
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.buffer.advance(written);
+                self.unflushed = true;
+            }
+            if self.read_all {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
+                self.done = true;
+                break;
+            }
+            let before = self.buffer.len();
+            self.buffer.reserve(limits::COPY_BYTES);
+            match poll_read_buf(Pin::new(&mut *reader), cx, &mut self.buffer) {
+                Poll::Ready(read) => {
+                    let read = read?;
+                    count(read);
+                    self.take_in(before, read, is_fine)?;
+                }
+                Poll::Pending => {
+                    if self.buffer.is_empty() {
+                        self.buffer = BytesMut::new();
+                    }
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Looks at what was just read.
+    fn take_in(&mut self, before: usize, read: usize, is_fine: &dyn Fn(&Start) -> bool) -> io::Result<()> {
+        self.read_all = read == 0;
+        if let Some(sniffer) = &mut self.sniffer {
+            let new = self.buffer.get(before..).unwrap_or(&[]);
+            match sniffer.push(new) {
+                Some(start) if !is_fine(&start) => return Err(io::ErrorKind::PermissionDenied.into()),
+                Some(_) => self.sniffer = None,
+                None => {}
+            }
+        }
+        if let Some(scrubber) = &mut self.scrubber {
+            let new = self.buffer.split_off(before).freeze();
+            let clean = if self.read_all {
+                scrubber.finish()
+            } else {
+                scrubber.data(new)
+            };
+            self.buffer.extend_from_slice(&clean);
+        }
+        Ok(())
+    }
+}

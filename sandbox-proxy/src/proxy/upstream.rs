@@ -1,0 +1,212 @@
+//! The way to upstream: resolve, vet, dial, TLS, HTTP.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use sandbox_core::host::Host;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::Inner;
+use super::limits;
+use super::pool::Sender;
+use super::refusal::Refusal;
+use super::route::Route;
+use crate::address;
+use crate::tls::client::server_name;
+
+/// HTTP/2 windows towards upstream: a download is not held up by round trips.
+const H2_WINDOW: u32 = 1 << 20;
+
+/// Which protocols upstream is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offer {
+    Any,
+    /// For upgrades, which HTTP/2 does otherwise.
+    Http1,
+}
+
+impl Inner {
+    /// Connects to an admitted target: resolves once, vets all, dials a vetted one.
+    pub(super) async fn dial(&self, route: &Route) -> Result<TcpStream, Refusal> {
+        let addresses = match &route.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name)).await {
+                Ok(Ok(addresses)) => addresses,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, %name, "look-up failed");
+                    return Err(Refusal::upstream(
+                        "dns_error",
+                        format!("{name} could not be resolved"),
+                    ));
+                }
+                Err(_) => return Err(Refusal::timeout("dns_timeout", "the look-up took too long")),
+            },
+        };
+        self.vet(route, &addresses)?;
+        let dialled = timeout(limits::DIAL_ALL_TIME, dial_any(&addresses, route.port)).await;
+        let stream = match dialled {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(failed(&error, route)),
+            Err(_) => return Err(failed(&io::ErrorKind::TimedOut.into(), route)),
+        };
+        // Small writes of an interactive stream must not wait for each other.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        Ok(stream)
+    }
+
+    /// A new HTTP connection to an admitted target, over `dialled` if that is given.
+    pub(super) async fn connect(
+        &self,
+        route: &Route,
+        dialled: Option<TcpStream>,
+        offer: Offer,
+    ) -> Result<Sender, Refusal> {
+        let stream = match dialled {
+            Some(stream) => stream,
+            None => self.dial(route).await?,
+        };
+        if !route.tls {
+            return self.speak(stream, false).await;
+        }
+        let tls_fault = |error: &dyn std::fmt::Display| {
+            Refusal::upstream("tls_protocol_error", format!("TLS with upstream failed: {error}"))
+        };
+        let configs = self.clients.configs().await.map_err(|error| tls_fault(&error))?;
+        let config = match offer {
+            Offer::Any => &configs.any,
+            Offer::Http1 => &configs.h1,
+        };
+        let name = server_name(&route.host).map_err(|error| tls_fault(&error))?;
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+        let stream = match timeout(limits::HANDSHAKE_TIME, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(tls_failed(&error)),
+            Err(_) => {
+                return Err(Refusal::timeout(
+                    "connection_timeout",
+                    "TLS with upstream took too long",
+                ));
+            }
+        };
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        self.speak(stream, h2).await
+    }
+
+    fn vet(&self, route: &Route, addresses: &[IpAddr]) -> Result<(), Refusal> {
+        let policy = self.policy();
+        let permits = route.admission.permits_special_ranges;
+        let vetted = catch_unwind(AssertUnwindSafe(|| {
+            address::vet(addresses, route.port, permits, policy.as_ref())
+        }));
+        match vetted {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(address::Refusal::Rule(rule))) => Err(Refusal::address(
+                format!("{} is at an address that a rule denies", route.host),
+                Some(rule),
+            )),
+            Ok(Err(address::Refusal::Special(range))) => Err(Refusal::address(
+                format!(
+                    "{} is in a range that is no public host: {}",
+                    route.host, range.name
+                ),
+                Some(route.admission.rule.to_string()),
+            )),
+            Err(_) => Err(Refusal::address(
+                "the policy failed, so nothing is allowed".to_owned(),
+                None,
+            )),
+        }
+    }
+
+    /// Starts HTTP on a stream. The task that drives it ends with the connection or with this proxy.
+    async fn speak<S>(&self, stream: S, h2: bool) -> Result<Sender, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let io = TokioIo::new(stream);
+        let fault = |error: hyper::Error| {
+            Refusal::upstream(
+                "http_protocol_error",
+                format!("HTTP with upstream failed: {error}"),
+            )
+        };
+        let closed = self.closed.clone();
+        if h2 {
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(H2_WINDOW)
+                .initial_connection_window_size(2 * H2_WINDOW)
+                .max_header_list_size(limits::HEAD_BYTES_H2)
+                .handshake(io)
+                .await
+                .map_err(fault)?;
+            tokio::spawn(async move { closed.run_until_cancelled(connection).await });
+            Ok(Sender::H2(sender))
+        } else {
+            let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(fault)?;
+            let connection = connection.with_upgrades();
+            tokio::spawn(async move { closed.run_until_cancelled(connection).await });
+            Ok(Sender::H1(sender))
+        }
+    }
+}
+
+async fn dial_any(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses {
+        match timeout(
+            limits::DIAL_TIME,
+            TcpStream::connect(SocketAddr::new(*address, port)),
+        )
+        .await
+        {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
+
+fn failed(error: &io::Error, route: &Route) -> Refusal {
+    let shown = route.shown();
+    match error.kind() {
+        io::ErrorKind::TimedOut => Refusal::timeout("connection_timeout", &format!("{shown} did not answer")),
+        io::ErrorKind::ConnectionRefused => {
+            Refusal::upstream("connection_refused", format!("{shown} refused the connection"))
+        }
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+            Refusal::upstream("destination_ip_unroutable", format!("there is no way to {shown}"))
+        }
+        kind => Refusal::upstream(
+            "connection_terminated",
+            format!("{shown} could not be reached: {kind}"),
+        ),
+    }
+}
+
+fn tls_failed(error: &io::Error) -> Refusal {
+    let tls = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(why)) => Refusal::upstream(
+            "tls_certificate_error",
+            format!("upstream's certificate is not trusted: {why:?}"),
+        ),
+        Some(rustls::Error::AlertReceived(alert)) => Refusal::upstream(
+            "tls_alert_received",
+            format!("upstream ended TLS with the alert {alert:?}"),
+        ),
+        _ => Refusal::upstream("tls_protocol_error", format!("TLS with upstream failed: {error}")),
+    }
+}

@@ -1,0 +1,167 @@
+//! One certificate authority per sandbox. Its key lives in this process's memory only and dies with the sandbox.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use sandbox_core::SandboxId;
+use sandbox_core::host::Host;
+
+/// Certificates start this long ago: a guest whose clock is late (a restored snapshot) accepts them.
+const BACKDATED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The authority itself; a sandbox that lives longer needs a new one.
+const CA_LIFETIME: Duration = Duration::from_secs(730 * 24 * 3600);
+/// What is minted for a host.
+const LEAF_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A leaf is minted anew after this, long before it ends.
+const LEAF_USE: Duration = Duration::from_secs(24 * 3600);
+/// Bounds the memory that a guest can take by asking for many intercepted hosts.
+const MAX_LEAVES: usize = 128;
+/// Session tickets per handshake: enough for a client to resume once.
+const TICKETS: usize = 1;
+
+/// A certificate authority in memory. The guest trusts it; nobody else should.
+pub struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    provider: Arc<CryptoProvider>,
+    /// One key for all leaves: whoever could take one could take all.
+    leaf_key: KeyPair,
+    ticketer: Arc<dyn rustls::server::ProducesTickets>,
+    leaves: Mutex<VecDeque<Leaf>>,
+}
+
+/// Server configurations of one host; they differ in the protocol that the server likes better.
+struct Leaf {
+    host: Host,
+    minted: Instant,
+    prefers_h1: Arc<ServerConfig>,
+    prefers_h2: Arc<ServerConfig>,
+}
+
+/// Keys or certificates could not be made: a fault of ours or of the host's random numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// Signing or key generation failed.
+    #[error("the sandbox's certificate authority could not make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// The TLS library refused what was made.
+    #[error("the TLS library refused a certificate of the sandbox's authority")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Ca {
+    pub(crate) fn new(sandbox: &SandboxId, provider: Arc<CryptoProvider>) -> Result<Self, CaError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(format!("sandbox {sandbox} (in-memory authority)"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params.not_before, params.not_after) = validity(CA_LIFETIME);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Ok(Self {
+            issuer: CertifiedIssuer::self_signed(params, key)?,
+            leaf_key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
+            ticketer: Ticketer::new()?,
+            provider,
+            leaves: Mutex::default(),
+        })
+    }
+
+    /// The authority's certificate (not its key) as PEM, for the guest's trust stores.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// The authority's certificate as DER.
+    pub fn der(&self) -> &[u8] {
+        self.issuer.der()
+    }
+
+    /// What a server for `host` answers with. Minted on first use.
+    pub(crate) fn server(&self, host: &Host, prefers_h2: bool) -> Result<Arc<ServerConfig>, CaError> {
+        let pick = |leaf: &Leaf| {
+            Arc::clone(if prefers_h2 {
+                &leaf.prefers_h2
+            } else {
+                &leaf.prefers_h1
+            })
+        };
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        leaves.retain(|leaf| leaf.minted.elapsed() < LEAF_USE);
+        if let Some(leaf) = leaves.iter().find(|leaf| leaf.host == *host) {
+            return Ok(pick(leaf));
+        }
+        let leaf = self.mint(host)?;
+        let config = pick(&leaf);
+        if leaves.len() >= MAX_LEAVES {
+            leaves.pop_front();
+        }
+        leaves.push_back(leaf);
+        Ok(config)
+    }
+
+    fn mint(&self, host: &Host) -> Result<Leaf, CaError> {
+        let mut params = CertificateParams::default();
+        // Names can be longer than a common name may be; clients read the alternative name.
+        params.distinguished_name = named("intercepted by sandbox".to_owned());
+        params.subject_alt_names = vec![match host {
+            Host::Name(name) => SanType::DnsName(name.as_str().try_into()?),
+            Host::Address(address) => SanType::IpAddress(*address),
+        }];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        (params.not_before, params.not_after) = validity(LEAF_LIFETIME);
+        let certificate = params.signed_by(&self.leaf_key, &self.issuer)?;
+        let chain = vec![certificate.der().clone(), self.issuer.der().clone()];
+        Ok(Leaf {
+            host: host.clone(),
+            minted: Instant::now(),
+            prefers_h1: self.configure(chain.clone(), [b"http/1.1", b"h2"])?,
+            prefers_h2: self.configure(chain, [b"h2", b"http/1.1"])?,
+        })
+    }
+
+    fn configure(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        protocols: [&[u8]; 2],
+    ) -> Result<Arc<ServerConfig>, CaError> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = protocols.map(<[u8]>::to_vec).into();
+        config.ticketer = Arc::clone(&self.ticketer);
+        config.send_tls13_tickets = TICKETS;
+        // Early data can be replayed.
+        config.max_early_data_size = 0;
+        Ok(Arc::new(config))
+    }
+}
+
+impl fmt::Debug for Ca {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ca")
+    }
+}
+
+fn named(common_name: String) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn validity(lifetime: Duration) -> (time::OffsetDateTime, time::OffsetDateTime) {
+    let now = SystemTime::now();
+    ((now - BACKDATED).into(), (now + lifetime).into())
+}
