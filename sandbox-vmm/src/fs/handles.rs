@@ -123,9 +123,8 @@ impl Handles {
         Ok(())
     }
 
-    /// Closes everything.
-    pub fn clear(&self) {
-        let closed = std::mem::take(&mut self.lock().open);
-        drop(closed);
+    /// Takes out everything. Dropping it closes files and may wait for the disk.
+    pub fn clear(&self) -> HashMap<u64, Arc<Handle>> {
+        std::mem::take(&mut self.lock().open)
     }
 }

@@ -67,6 +67,9 @@ pub enum SelfFdsError {
 
 impl SelfFds {
     /// Opens `/proc/self/fd`. The only path the server ever opens, and fixed: do it before the jail closes.
+    ///
+    /// # Errors
+    /// There is no procfs on `/proc`.
     pub fn open() -> Result<Self, SelfFdsError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
@@ -74,7 +77,11 @@ impl SelfFds {
         Self::from_descriptor(fd)
     }
 
-    /// Takes a descriptor of `/proc/PID/fd` that the parent opened for this process's pid.
+    /// Takes a descriptor of `/proc/PID/fd` that the parent opened for this process's pid, so that this process opens
+    /// no path at all.
+    ///
+    /// # Errors
+    /// The descriptor is of something else.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, SelfFdsError> {
         let unavailable = |errno: Errno| SelfFdsError::Unavailable(errno.into());
         if !is_kernel_interface(fd.as_fd()).map_err(unavailable)? {

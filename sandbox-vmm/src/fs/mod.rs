@@ -32,17 +32,21 @@ mod wire;
 
 pub use exports::{Access, ExportError, MAX_EXPORTS};
 pub use host::{IdMap, SelfFds, SelfFdsError};
-pub use server::{Limits, MAX_REPLY, MAX_REQUEST, Server};
+pub use server::{Limits, MAX_REPLY, MAX_REQUEST, Remains, Server};
 
 #[cfg(test)]
 mod tests;
 
 /// Prepares the VMM process for serving files: no umask, since the guest's kernel has already applied the one of
-/// the guest's process, and as many open files as the hard limit permits. Call it once, before any thread runs.
+/// the guest's process; as many open files as the hard limit permits; and no death by signal where a guest writes past
+/// the host's limit of file sizes, which is then an error like others. Call it once, before any thread runs and before
+/// [`Limits::of_this_process`].
 pub fn prepare_process() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     rustix::process::umask(rustix::fs::Mode::empty());
+    // SAFETY: ignoring a signal installs no handler, so no code of ours can run at a bad time.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(
         Resource::Nofile,

@@ -61,8 +61,19 @@ pub(super) struct Nodes {
     table: Mutex<Table>,
 }
 
+/// Nodes of a driver that is gone.
+pub(super) struct Forgotten(HashMap<u64, Entry>);
+
+impl Forgotten {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 struct Table {
     entries: HashMap<u64, Entry>,
+    /// The exports' roots.
+    roots: Vec<u64>,
     by_file: HashMap<(u32, FileId), u64>,
     /// Entries that hold a descriptor, oldest first, and some that are gone; the clock of the eviction.
     clock: VecDeque<u64>,
@@ -96,6 +107,7 @@ impl Nodes {
         Self {
             table: Mutex::new(Table {
                 entries: HashMap::new(),
+                roots: Vec::new(),
                 by_file: HashMap::new(),
                 clock: VecDeque::new(),
                 held: 0,
@@ -129,6 +141,7 @@ impl Nodes {
         };
         table.by_file.insert((export, entry.file), id);
         table.entries.insert(id, entry);
+        table.roots.push(id);
         id
     }
 
@@ -237,7 +250,10 @@ impl Nodes {
         };
         let honest = entry.permanent || count <= entry.lookups;
         entry.lookups = entry.lookups.saturating_sub(count);
-        table.drop_unused(id);
+        let unused = table.take_unused(id);
+        // Its descriptor may be a big file's last, which takes long to close: not under the lock.
+        drop(table);
+        drop(unused);
         honest
     }
 
@@ -263,21 +279,30 @@ impl Nodes {
         let mut table = self.lock();
         if let Some(entry) = table.entries.get_mut(&id) {
             entry.opens = entry.opens.saturating_sub(1);
-            table.drop_unused(id);
+            let unused = table.take_unused(id);
+            drop(table);
+            drop(unused);
         }
     }
 
     /// Forgets all but the exports' roots, as when the guest's driver resets the device.
-    pub fn clear(&self) {
+    ///
+    /// Dropping what is returned closes descriptors and may wait for the disk.
+    pub fn clear(&self) -> Forgotten {
         let mut table = self.lock();
-        table.entries.retain(|_, entry| entry.permanent);
-        let Table { entries, by_file, .. } = &mut *table;
-        by_file.retain(|_, id| entries.contains_key(id));
-        table.clock.clear();
+        let mut entries = std::mem::take(&mut table.entries);
+        table.by_file.clear();
+        table.by_file.shrink_to_fit();
+        table.clock = VecDeque::new();
         table.held = 0;
-        for entry in table.entries.values_mut() {
-            entry.opens = 0;
+        for id in table.roots.clone() {
+            if let Some(mut entry) = entries.remove(&id) {
+                entry.opens = 0;
+                table.by_file.insert((entry.export, entry.file), id);
+                table.entries.insert(id, entry);
+            }
         }
+        Forgotten(entries)
     }
 
     /// Number of nodes, and of those that hold a descriptor.
@@ -375,19 +400,19 @@ impl Table {
         }
     }
 
-    fn drop_unused(&mut self, id: u64) {
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
+    /// Takes out a node that nobody refers to any more.
+    fn take_unused(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.entries.get(&id)?;
         if entry.permanent || entry.lookups > 0 || entry.opens > 0 {
-            return;
+            return None;
         }
         let key = (entry.export, entry.file);
         self.held -= usize::from(entry.fd.is_some());
-        self.entries.remove(&id);
+        let entry = self.entries.remove(&id);
         // A retired node's place may be another's by now.
         if self.by_file.get(&key) == Some(&id) {
             self.by_file.remove(&key);
         }
+        entry
     }
 }

@@ -1,17 +1,18 @@
 //! The server itself: its state, its limits, and which function answers which request.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::Statx;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::exports::{Access, ExportError, Exports};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
 use super::host::{FileId, IdMap, SelfFds};
-use super::nodes::Nodes;
+use super::nodes::{Forgotten, Nodes};
 use super::wire::{
     self, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, Reply, Request, WriteIn,
     init, op,
@@ -69,6 +70,21 @@ impl Limits {
     }
 }
 
+/// What a guest had known and open when its driver went. Closing files can wait for the disk: drop it where waiting
+/// is harmless.
+#[must_use = "dropping this may wait for the disk; choose where"]
+pub struct Remains {
+    handles: HashMap<u64, Arc<Handle>>,
+    nodes: Forgotten,
+}
+
+impl Remains {
+    /// Whether there is nothing to close.
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty() && self.nodes.is_empty()
+    }
+}
+
 /// A FUSE server for one guest: any number of exported directories under one virtual root.
 pub struct Server {
     pub(super) self_fds: SelfFds,
@@ -97,6 +113,9 @@ impl Server {
 
     /// Exports a directory, also while the guest runs, and returns its number: its name in the virtual root, in
     /// decimal. Numbers start at 0 and are given in order.
+    ///
+    /// # Errors
+    /// It is no directory, not one of files, or one too many; nothing is exported then.
     pub fn add_export(&self, directory: OwnedFd, access: Access) -> Result<u32, ExportError> {
         self.exports.add(&self.nodes, directory, access)
     }
@@ -131,11 +150,13 @@ impl Server {
     }
 
     /// Forgets what the guest knew and closes what it had open, as when its driver resets the device. The exports
-    /// stay.
-    pub fn reset(&self) {
+    /// stay. Does not wait, but dropping what it returns may.
+    pub fn reset(&self) -> Remains {
         self.ready.store(false, Ordering::Release);
-        self.handles.clear();
-        self.nodes.clear();
+        Remains {
+            handles: self.handles.clear(),
+            nodes: self.nodes.clear(),
+        }
     }
 
     fn answer(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -180,7 +201,7 @@ impl Server {
             op::COPY_FILE_RANGE => self.copy_file_range(request, reply),
 
             op::DESTROY => {
-                self.reset();
+                drop(self.reset());
                 Ok(())
             }
             // Among these FLUSH: nothing is held back here, and after this answer the guest's kernel saves itself
@@ -194,7 +215,7 @@ impl Server {
         if asked.major < wire::MAJOR || (asked.major == wire::MAJOR && asked.minor < wire::MIN_MINOR) {
             return Err(Errno::PROTO);
         }
-        self.reset();
+        drop(self.reset());
         let mut answer = InitOut {
             major: wire::MAJOR,
             minor: wire::MINOR,

@@ -79,7 +79,6 @@ impl VirtioDevice for FsDevice {
     }
 
     fn reset(&mut self) {
-        self.workers.deactivate();
-        self.server.reset();
+        self.workers.deactivate(&self.server);
     }
 }

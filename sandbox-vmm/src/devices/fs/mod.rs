@@ -3,6 +3,8 @@
 //! Hostile: every descriptor and the bytes of every request. Ours: the server, and the tag the guest mounts.
 //! Files may be slow, so requests are served by threads of the device's own; the event thread only wakes them, and
 //! a reset never waits for them: what they were doing is thrown away when it is done.
+//!
+//! The guest mounts it with `mount -t virtiofs TAG DIR` and finds one directory per export, named by its number.
 
 mod device;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::devices::virtio::{Activation, Chain, GuestFault, Interrupt, VirtQueue};
 use crate::doorbell::Doorbell;
-use crate::fs::{MAX_REPLY, MAX_REQUEST, Server};
+use crate::fs::{MAX_REPLY, MAX_REQUEST, Remains, Server};
 
 /// Stack of a worker: a directory listing's buffer and a few calls.
 const STACK: usize = 256 << 10;
@@ -33,6 +33,9 @@ struct State {
     active: Option<Active>,
     /// Counts activations: tells answers for this driver from those for an earlier one.
     generation: u64,
+    /// Files of earlier drivers, to be closed. A driver must have had something open to add to it, and that was the
+    /// workers' doing, so this stays short.
+    remains: Vec<Remains>,
     /// Threads waiting for work.
     idle: usize,
     ended: bool,
@@ -66,6 +69,7 @@ impl Workers {
             state: Mutex::new(State {
                 active: None,
                 generation: 0,
+                remains: Vec::new(),
                 idle: 0,
                 ended: false,
             }),
@@ -124,11 +128,18 @@ impl Workers {
         Ok(())
     }
 
-    /// Leaves the rings alone from now on. Does not wait: answers to come are thrown away.
-    pub fn deactivate(&self) {
+    /// Leaves the rings alone from now on and has the server forget this driver. Does not wait: answers to come are
+    /// thrown away, and a worker closes the files.
+    pub fn deactivate(&self, server: &Server) {
         let mut state = self.shared.lock();
         state.generation += 1;
         state.active = None;
+        let remains = server.reset();
+        if !remains.is_empty() {
+            state.remains.push(remains);
+            drop(state);
+            self.shared.work.notify_one();
+        }
     }
 }
 
@@ -162,6 +173,12 @@ impl Shared {
         loop {
             if state.ended {
                 return None;
+            }
+            if let Some(remains) = state.remains.pop() {
+                drop(state);
+                drop(remains);
+                state = self.lock();
+                continue;
             }
             if let Some(job) = state.take() {
                 let more = state.idle > 0 && state.has_work();
