@@ -106,10 +106,10 @@ fn acceptable(path: &Path) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Makes the directory to mount on and its parents, writable by none but root, so that nothing is left beside
-/// the mount by mistake; and lets everyone pass through those that exist, such as `/root`.
+/// Makes the directory to mount on and its parents, writable by nobody, so that nothing is left beside the
+/// mount by mistake; and lets everyone pass through those that exist, such as `/root`.
 fn make_stubs(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o755).recursive(true).create(path)?;
+    DirBuilder::new().mode(0o555).recursive(true).create(path)?;
     for parent in path.ancestors().skip(1) {
         let mode = fs::metadata(parent)?.permissions().mode();
         if mode & 0o001 == 0 {
