@@ -78,7 +78,7 @@ impl SelfFds {
     }
 
     /// Takes a descriptor of `/proc/PID/fd` that the parent opened for this process's pid, so that this process opens
-    /// no path at all.
+    /// no path at all. Opened with `O_PATH`, it works also for a process that is not dumpable.
     ///
     /// # Errors
     /// The descriptor is of something else.

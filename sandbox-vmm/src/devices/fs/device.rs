@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::wire::{self, Tag};
 use super::workers::Workers;
-use super::{MAX_WORKERS, QUEUE_SIZE};
+use super::{MAX_WORKERS, QUEUE_SIZE, URGENT_QUEUE_SIZE};
 use crate::devices::virtio::{ActivateError, Activation, GuestFault, Progress, VirtioDevice, device_id};
 use crate::fs::Server;
 
@@ -50,7 +50,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE; 1 + wire::REQUEST_QUEUES as usize]
+        &[URGENT_QUEUE_SIZE, QUEUE_SIZE]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -15,7 +15,10 @@ mod workers;
 pub use device::FsDevice;
 pub use wire::{Tag, TagError};
 
-/// Size of each ring: without indirect descriptors a request takes one descriptor per page, so this is some
+/// Size of the ring for urgent requests, which are small.
+const URGENT_QUEUE_SIZE: u16 = 128;
+
+/// Size of the ring for all others: without indirect descriptors a request takes one descriptor per page, so this is some
 /// fifteen of the largest requests at once.
 const QUEUE_SIZE: u16 = 1024;
 
