@@ -38,7 +38,7 @@ pub const MAX_COMMAND_LINE: usize = 2047;
 /// Least memory a machine boots with: kernel, its page structs and the boot tables.
 pub const MIN_MEMORY: u64 = 64 << 20;
 /// Most memory: keeps page tables of the VMM process small and addresses within what every processor can map.
-pub const MAX_MEMORY: u64 = 512 << 30;
+pub const MAX_MEMORY: u64 = 1 << 40;
 
 /// Why a machine cannot be laid out. The caller's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
