@@ -102,14 +102,14 @@ impl ExitStatus {
 }
 
 /// A reader of a command's output.
-pub type Output = Box<dyn AsyncRead + Send + Unpin>;
+pub type Output = Box<dyn AsyncRead + Send + Sync + Unpin>;
 
 /// A writer to a command's input; closing it is `shutdown` or drop.
-pub type Input = Box<dyn AsyncWrite + Send + Unpin>;
+pub type Input = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
 /// A running command. Dropping it ends the command and all it started.
 #[async_trait]
-pub trait Process: Send {
+pub trait Process: Send + Sync {
     /// Process id in the guest.
     fn pid(&self) -> u32;
 

@@ -1,0 +1,121 @@
+//! The handle of a running sandbox.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sandbox_core::backend::{Machine, MachineError, MachineExit, ports};
+use sandbox_core::command::{CommandSpec, Process};
+use sandbox_core::id::SandboxId;
+use sandbox_core::sandbox::ExecError;
+use sandbox_protocol::control::Call;
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+
+use crate::builder::SandboxBuilder;
+use crate::command::Command;
+use crate::control::Control;
+use crate::events::Event;
+
+/// How long a guest that has answered a shutdown may take to be gone.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running sandbox. Dropping the handle ends it at once and leaves nothing behind.
+pub struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) control: Control,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) kernel: String,
+    /// Egress streams and the watch on the machine; ended with the handle.
+    pub(crate) _tasks: JoinSet<()>,
+}
+
+impl Sandbox {
+    /// Describes a sandbox.
+    pub fn builder() -> SandboxBuilder {
+        SandboxBuilder::new()
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// A command to run in it, in the manner of `tokio::process::Command`.
+    pub fn command(&self, program: impl Into<OsString>) -> Command<'_> {
+        Command::new(self, program)
+    }
+
+    /// What happens from now on. A subscriber that falls far behind loses the oldest events and is told so.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Release of the guest's kernel, as the guest says.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// Waits until the machine has ended, for whatever reason.
+    pub async fn wait(&self) -> MachineExit {
+        self.machine.wait().await
+    }
+
+    /// The last lines of the guest's console, control characters escaped.
+    pub fn console_tail(&self) -> String {
+        self.machine.console_tail()
+    }
+
+    /// Ends it in order: processes end, file systems are synced, the machine resets.
+    ///
+    /// # Errors
+    /// When the guest does not comply; it is ended all the same.
+    pub async fn shutdown(&self) -> Result<(), ExecError> {
+        let asked = self.control.call(Call::Shutdown).await;
+        let gone = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.machine.wait()).await;
+        self.machine.kill().await;
+        match (asked, gone) {
+            (_, Ok(MachineExit::Shutdown)) => Ok(()),
+            (Err(error), _) => Err(ExecError::Protocol { why: error.to_string() }),
+            (Ok(()), Ok(exit)) => Err(ExecError::SandboxEnded { why: exit.to_string() }),
+            (Ok(()), Err(_)) => Err(ExecError::Protocol { why: "the guest did not shut down in time".into() }),
+        }
+    }
+
+    /// Ends it at once and waits until nothing of it is left.
+    pub async fn kill(&self) {
+        self.machine.kill().await;
+    }
+}
+
+#[async_trait]
+impl sandbox_core::sandbox::Sandbox for Sandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    async fn spawn(&self, command: CommandSpec) -> Result<Box<dyn Process>, ExecError> {
+        let stream = self.machine.connect(ports::EXEC).await.map_err(|error| match error {
+            MachineError::Ended(exit) => ExecError::SandboxEnded { why: exit.to_string() },
+            other => ExecError::SpawnFailed { message: other.to_string(), errno: 0 },
+        })?;
+        match crate::exec::spawn(stream, command).await {
+            // A stream breaks because the machine ended: say how, rather than that.
+            Err(ExecError::SandboxEnded { why }) => {
+                let exit = tokio::time::timeout(Duration::from_secs(1), self.machine.wait()).await;
+                Err(ExecError::SandboxEnded { why: exit.map_or(why, |exit| exit.to_string()) })
+            }
+            other => other,
+        }
+    }
+
+    async fn shutdown(&self) -> Result<(), ExecError> {
+        Sandbox::shutdown(self).await
+    }
+
+    async fn kill(&self) {
+        Sandbox::kill(self).await;
+    }
+}

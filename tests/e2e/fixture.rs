@@ -1,0 +1,106 @@
+//! What the tests share: a runtime, a workspace, the API stand-in and a running sandbox.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use sandbox::{Output, Rules, Sandbox, SandboxBuilder, Service, sources};
+use stand_in::StandIn;
+use tokio::runtime::Runtime;
+
+/// Host name of the API stand-in.
+pub const API: &str = "api.example.com";
+
+/// A sandbox, what it works on, and the API it may call.
+pub struct Shared {
+    pub sandbox: Sandbox,
+    pub workspace: PathBuf,
+    pub api: StandIn,
+    /// The API's key. Made here, so no file of the repository holds it.
+    pub key: String,
+}
+
+/// Runs an async test on the runtime that all tests share.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME
+        .get_or_init(|| {
+            tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .with_test_writer()
+                .init();
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+        })
+        .block_on(test)
+}
+
+/// The sandbox that tests share. Launched once; ends with the test process, as the VMM dies with its parent.
+pub async fn shared() -> &'static Shared {
+    static SHARED: tokio::sync::OnceCell<Shared> = tokio::sync::OnceCell::const_new();
+    SHARED
+        .get_or_init(|| async {
+            let key = random_key();
+            let api = StandIn::start(API, &key).await.unwrap();
+            let workspace = fresh_directory("shared");
+            let sandbox = with_api(&workspace, &api, &key).launch().await.unwrap_or_else(|e| panic!("{e}"));
+            Shared { sandbox, workspace, api, key }
+        })
+        .await
+}
+
+/// A builder for a sandbox on `workspace` that may call `api` with `key` and nothing else.
+pub fn with_api(workspace: &Path, api: &StandIn, key: &str) -> SandboxBuilder {
+    Sandbox::builder()
+        .workspace(workspace)
+        .memory(sandbox::Size::mib(256))
+        .policy(api_rules(api))
+        .credential(api_service(api), sources::Static::new(key))
+        .resolve(API, api.ip())
+        .trust(api.root_pem())
+}
+
+/// Allows the API stand-in, which lives on loopback.
+pub fn api_rules(api: &StandIn) -> Rules {
+    Rules::locked_down().allow(&format!("https://{API}:{} special-ranges", api.port()))
+}
+
+/// The stand-in as a service with a key in `x-api-key`.
+pub fn api_service(api: &StandIn) -> Service {
+    Service::custom("stand-in")
+        .header(&format!("{API}:{}", api.port()), "x-api-key")
+        .environment("STAND_IN_API_KEY", "sandbox-placeholder-stand-in")
+}
+
+/// A shell command in the shared sandbox.
+pub async fn sh(script: &str) -> Output {
+    shared().await.sandbox.command("sh").args(["-c", script]).output().await.unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// As [`sh`], for a script that must succeed; gives its output as text.
+pub async fn sh_ok(script: &str) -> String {
+    let output = sh(script).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script:?} ended with {:?}: {stderr}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// `https://…` of the API stand-in.
+pub async fn api_url(path: &str) -> String {
+    format!("https://{API}:{}{path}", shared().await.api.port())
+}
+
+/// An empty directory of this process, outside any home directory.
+pub fn fresh_directory(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path.canonicalize().unwrap()
+}
+
+fn random_key() -> String {
+    use std::io::Read as _;
+    let mut bytes = [0; 24];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    // '+' and '=' so that percent-encoding changes it.
+    bytes.iter().fold("sk+test=".to_owned(), |key, byte| format!("{key}{byte:02x}"))
+}
