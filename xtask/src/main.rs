@@ -1,3 +1,117 @@
 //! Development tasks of sandbox. Thin: the work is in `sandbox-artifacts`.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cargo;
+mod demo;
+mod error;
+mod host;
+mod machine;
+mod progress;
+mod test;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use sandbox_artifacts::{Kind, build::Builder};
+
+use crate::{error::TaskError, progress::Terminal};
+
+/// Development tasks of sandbox.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Sets everything up and shows the main job.
+    Demo {
+        /// In the emulated host, also where /dev/kvm could be used.
+        #[arg(long)]
+        emulated: bool,
+        /// For the demo program itself.
+        #[arg(trailing_var_arg = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Sets everything up and runs every test.
+    Test {
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Runs the benchmarks, or the named one.
+    Bench {
+        /// `boot` or `proxy`.
+        name: Option<String>,
+        /// In the emulated host.
+        #[arg(long)]
+        emulated: bool,
+    },
+    /// Builds all artefacts that are missing.
+    Artifacts,
+    /// Builds the guest kernels that are missing.
+    Kernel,
+    /// Builds the base image and the layer template where missing.
+    Image,
+    /// Runs a command in an emulated host with hardware virtualisation; hands through its output and exit code.
+    Host {
+        /// Memory in MiB; half of the machine's, and at most 6144, by default.
+        #[arg(long)]
+        memory: Option<u64>,
+        /// Virtual processors.
+        #[arg(long, default_value_t = 2)]
+        cpus: u32,
+        /// A directory that is writable inside, at the same path.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                eprintln!("  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode, TaskError> {
+    let terminal = Terminal::new();
+    let ensure = |kinds: &[Kind]| -> Result<ExitCode, TaskError> {
+        Builder::new(&terminal)?.ensure_all(kinds)?;
+        Ok(ExitCode::SUCCESS)
+    };
+    match task {
+        Task::Artifacts => ensure(&Kind::ALL),
+        Task::Kernel => ensure(&[Kind::KernelInterpreted, Kind::KernelNormal, Kind::KernelHost]),
+        Task::Image => ensure(&[Kind::LayerTemplate, Kind::BaseImage]),
+        Task::Host {
+            memory,
+            cpus,
+            out,
+            command,
+        } => {
+            let mut host = host::Host::set_up(&terminal)?;
+            host.cpus = cpus;
+            host.memory_mib = memory.unwrap_or(host.memory_mib);
+            host.out = out;
+            host.run(&command).map(|code| ExitCode::from(code))
+        }
+        Task::Demo { emulated, arguments } => demo::run(&terminal, emulated, &arguments),
+        Task::Test { filter } => test::run(&terminal, filter.as_deref()),
+        Task::Bench { name, emulated } => bench::run(&terminal, name.as_deref(), emulated),
+    }
+}

@@ -30,6 +30,9 @@ pub use packages::ensure_installed;
 /// Artefacts of one kind that are kept: this tree's, and those of branches one goes back to.
 const KEPT_PER_KIND: usize = 3;
 
+/// A disk with less than this is full for every artefact, so a step that failed on it failed for that.
+const FULL_BYTES: u64 = 1 << 20;
+
 /// Told what happens while something is built, which takes minutes for a kernel.
 pub trait Progress {
     /// Work on `what` begins.
@@ -194,10 +197,12 @@ impl<'a> Builder<'a> {
         Ok(file)
     }
 
-    /// A program that could not write says so in its own words only.
+    /// A program that could not write says so in its own words, or only fails.
     fn full_disk(&self, kind: Kind, error: ArtifactError) -> ArtifactError {
+        let full =
+            rustix::fs::statvfs(&self.cache).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < FULL_BYTES);
         match &error {
-            ArtifactError::Step { tail, .. } if tail.contains("No space left on device") => {
+            ArtifactError::Step { tail, .. } if full || tail.contains("No space left on device") => {
                 ArtifactError::DiskFull {
                     what: kind.to_string(),
                     path: self.cache.clone(),

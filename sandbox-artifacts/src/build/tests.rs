@@ -106,7 +106,9 @@ fn a_program_that_finds_the_disk_full_is_understood() {
             let mut shell = std::process::Command::new("sh");
             step::run(
                 "a step",
-                shell.args(["-c", "echo more > /dev/full"]).env("LC_ALL", "C"),
+                shell
+                    .args(["-c", "echo more | cat > /dev/full"])
+                    .env("LC_ALL", "C"),
                 &Silent,
             )
         })

@@ -1,0 +1,304 @@
+//! The emulated host: QEMU without acceleration runs a Linux whose KVM has (emulated) hardware to work with.
+//!
+//! The machine's root is shared with it read-only, under a writable layer in its memory: programs built here run there
+//! as they are, and nothing there can change the machine.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    io::{self, Read, Write},
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use sandbox_artifacts::{
+    Kind,
+    build::{Builder, ensure_installed},
+    cache_directory,
+};
+
+use crate::{error::TaskError, machine::memory_mib, progress::Terminal};
+
+/// First and second part of the start inside; see the files.
+const FIRST: &str = include_str!("host/first.sh");
+const SECOND: &str = include_str!("host/second.sh");
+
+/// Memory by default, where the machine has twice as much.
+const MEMORY_MIB: u64 = 6144;
+
+/// End of the console that is shown when the host dies.
+const CONSOLE_SHOWN: usize = 4000;
+
+/// Variables that describe the outer machine and would be wrong inside.
+const NOT_PASSED: [&str; 7] = [
+    "_",
+    "DISPLAY",
+    "OLDPWD",
+    "PWD",
+    "SHLVL",
+    "WAYLAND_DISPLAY",
+    "XDG_RUNTIME_DIR",
+];
+
+/// An emulated host that can be started.
+pub(crate) struct Host {
+    kernel: PathBuf,
+    /// Memory in MiB.
+    pub(crate) memory_mib: u64,
+    /// Virtual processors.
+    pub(crate) cpus: u32,
+    /// A directory that is writable inside.
+    pub(crate) out: Option<PathBuf>,
+    /// Variables for the command, besides ours.
+    pub(crate) env: Vec<(OsString, OsString)>,
+}
+
+impl Host {
+    /// Builds its kernel and installs QEMU where missing.
+    pub(crate) fn set_up(terminal: &Terminal) -> Result<Self, TaskError> {
+        ensure_installed(&["iproute2", "qemu-system-x86"], terminal)?;
+        let builder = Builder::new(terminal)?;
+        builder.ensure_all(&[Kind::KernelHost])?;
+        Ok(Self {
+            kernel: builder.ensure(Kind::KernelHost)?,
+            memory_mib: MEMORY_MIB.min(memory_mib() / 2),
+            cpus: 2,
+            out: None,
+            env: Vec::new(),
+        })
+    }
+
+    /// Runs a command in the current directory; its output becomes ours. Returns its exit code.
+    pub(crate) fn run(&self, command: &[OsString]) -> Result<u8, TaskError> {
+        self.run_into(command, &mut io::stdout())
+    }
+
+    /// The same with another place for standard output.
+    pub(crate) fn run_into(&self, command: &[OsString], stdout: &mut dyn Write) -> Result<u8, TaskError> {
+        let control = Control::new(&cache_directory()?)?;
+        let out = match &self.out {
+            Some(out) => Some(fs::canonicalize(out).map_err(TaskError::file("find", out))?),
+            None => None,
+        };
+        control.write("first.sh", FIRST.as_bytes(), 0o755)?;
+        control.write("second", SECOND.as_bytes(), 0o644)?;
+        control.write("settings", &settings(out.as_deref()), 0o644)?;
+        control.write("command", &self.script(command)?, 0o644)?;
+
+        let mut qemu = self.qemu(&control.0, out.as_deref());
+        qemu.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut qemu = qemu.spawn().map_err(TaskError::start("qemu-system-x86_64"))?;
+        let errors = qemu.stderr.take();
+        let errors = thread::spawn(move || errors.map(|from| copy(from, &mut io::stderr())));
+        if let Some(from) = qemu.stdout.take() {
+            copy(from, stdout);
+        }
+        let ended = qemu.wait().map_err(TaskError::start("qemu-system-x86_64"))?;
+        let _ = errors.join();
+        control.exit_code(ended)
+    }
+
+    fn script(&self, command: &[OsString]) -> Result<Vec<u8>, TaskError> {
+        let mut script = Vec::new();
+        let inherited = env::vars_os().filter(|(name, _)| !NOT_PASSED.iter().any(|other| name == other));
+        for (name, value) in inherited.chain(self.env.iter().cloned()) {
+            if is_identifier(&name) {
+                script.extend([b"export ", name.as_bytes(), b"=", &quoted(&value), b"\n"].concat());
+            }
+        }
+        let here = env::current_dir().map_err(TaskError::file("find", "."))?;
+        script.extend(
+            [
+                b"cd ".as_slice(),
+                &quoted(here.as_os_str()),
+                b" || exit 126\nexec",
+            ]
+            .concat(),
+        );
+        for word in command {
+            script.extend([b" ".as_slice(), &quoted(word)].concat());
+        }
+        script.push(b'\n');
+        Ok(script)
+    }
+
+    fn qemu(&self, control: &Path, out: Option<&Path>) -> Command {
+        // It dies with us, however we end.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+        qemu.args([
+            "-M",
+            "microvm,acpi=off,x-option-roms=off,rtc=on,auto-kernel-cmdline=on",
+        ]);
+        // `max` has AMD-V; a large translation buffer, since whole operating systems are translated.
+        qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]);
+        qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
+        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        qemu.arg("-kernel").arg(&self.kernel);
+        qemu.arg("-serial")
+            .arg(option("file:", &control.join("console"), ""));
+        let mut share = |tag: &str, path: &Path, how: &str| {
+            let how = format!(",id={tag},security_model=none,multidevs=remap{how}");
+            qemu.arg("-fsdev").arg(option("local,path=", path, &how));
+            qemu.args([
+                "-device",
+                &format!("virtio-9p-device,fsdev={tag},mount_tag={tag}"),
+            ]);
+        };
+        share("root", Path::new("/"), ",readonly=on");
+        share("control", control, "");
+        if let Some(out) = out {
+            share("out", out, "");
+        }
+        qemu.args(["-device", "virtio-rng-device", "-device", "virtio-serial-device"]);
+        for (number, name, path) in [(1, "out", "/proc/self/fd/1"), (2, "err", "/proc/self/fd/2")] {
+            qemu.args(["-chardev", &format!("file,id={name},path={path}")]);
+            qemu.args([
+                "-device",
+                &format!("virtserialport,nr={number},chardev={name},name={name}"),
+            ]);
+        }
+        let mut line = OsString::from(
+            "console=ttyS0 quiet reboot=t panic=-1 root=root rootfstype=9p \
+             rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose ro init=",
+        );
+        line.push(control.join("first.sh"));
+        qemu.arg("-append").arg(line);
+        qemu
+    }
+}
+
+/// A directory shared with one emulated host; gone when dropped.
+struct Control(PathBuf);
+
+impl Control {
+    fn new(cache: &Path) -> Result<Self, TaskError> {
+        fs::create_dir_all(cache).map_err(TaskError::file("create", cache))?;
+        let prefix = ".host-";
+        for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let process = name
+                .to_string_lossy()
+                .strip_prefix(prefix)
+                .and_then(|id| id.parse::<u32>().ok());
+            // Of a task that was killed: its process is gone.
+            if process.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = cache.join(format!("{prefix}{}", std::process::id()));
+        fs::create_dir(&path).map_err(TaskError::file("create", &path))?;
+        Ok(Self(path))
+    }
+
+    fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<(), TaskError> {
+        let path = self.0.join(name);
+        fs::write(&path, content).map_err(TaskError::file("write", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(TaskError::file("write", &path))
+    }
+
+    fn exit_code(&self, qemu: ExitStatus) -> Result<u8, TaskError> {
+        let code = fs::read_to_string(self.0.join("code")).ok();
+        if let Some(code) = code.and_then(|code| code.trim().parse().ok()) {
+            return Ok(code);
+        }
+        let console = fs::read(self.0.join("console")).unwrap_or_default();
+        let end = console.len().saturating_sub(CONSOLE_SHOWN);
+        let text = String::from_utf8_lossy(console.get(end..).unwrap_or_default()).into_owned();
+        let printable = |c: char| c == '\n' || !c.is_control();
+        let text: String = text.chars().filter(|c| printable(*c)).collect();
+        Err(TaskError::HostDied {
+            console: format!("{text}\n(QEMU: {qemu})"),
+        })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn settings(out: Option<&Path>) -> Vec<u8> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let out = quoted(out.unwrap_or(Path::new("")).as_os_str());
+    [format!("now={now}\nout=").as_bytes(), &out, b"\n"].concat()
+}
+
+/// Copies until the end; a reader that went away ends nothing but the copy.
+fn copy(mut from: impl Read, to: &mut dyn Write) {
+    let mut buffer = [0; 64 << 10];
+    let mut open = true;
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        let part = buffer.get(..length).unwrap_or_default();
+        open = open && to.write_all(part).and_then(|()| to.flush()).is_ok();
+    }
+}
+
+/// A path inside one of QEMU's comma-separated options.
+fn option(before: &str, path: &Path, after: &str) -> OsString {
+    let mut option = OsString::from(before);
+    option.push(path.display().to_string().replace(',', ",,"));
+    option.push(after);
+    option
+}
+
+/// For a shell: nothing inside is special.
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let mut quoted = vec![b'\''];
+    for byte in word.as_bytes() {
+        match byte {
+            b'\'' => quoted.extend(b"'\\''"),
+            byte => quoted.push(*byte),
+        }
+    }
+    quoted.push(b'\'');
+    quoted
+}
+
+fn is_identifier(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let first = name
+        .first()
+        .is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
+    first
+        && name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_gets_every_word_as_it_is() {
+        let words: [&[u8]; 4] = [b"", b"it's $HOME `x` \\ \"y\"", b"two\nlines", b"\xff*"];
+        for word in words {
+            let script = [b"printf %s ".as_slice(), &quoted(OsStr::from_bytes(word))].concat();
+            let output = Command::new("sh")
+                .arg("-c")
+                .arg(OsStr::from_bytes(&script))
+                .output()
+                .expect("sh");
+            assert_eq!(output.stdout, word);
+        }
+    }
+
+    #[test]
+    fn only_what_a_shell_can_export_is_exported() {
+        assert!(is_identifier(OsStr::new("_A1")));
+        for name in ["", "1A", "A-B", "BASH_FUNC_x%%"] {
+            assert!(!is_identifier(OsStr::new(name)), "{name}");
+        }
+    }
+}
