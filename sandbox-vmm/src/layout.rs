@@ -77,7 +77,7 @@ impl Layout {
     /// # Errors
     /// Numbers that no machine can have.
     pub fn new(memory: u64, cpus: u8, devices: usize) -> Result<Self, LayoutError> {
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&memory) || memory % (1 << 20) != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(1 << 20) {
             return Err(LayoutError::Memory(memory));
         }
         if devices > DEVICE_IRQS.len() {

@@ -129,7 +129,7 @@ impl BlockDevice {
     fn range(&self, sector: u64, len: usize) -> Option<(u64, u64)> {
         let start = sector.checked_mul(SECTOR_BYTES)?;
         let end = start.checked_add(len as u64)?;
-        let whole = len as u64 % SECTOR_BYTES == 0;
+        let whole = (len as u64).is_multiple_of(SECTOR_BYTES);
         (whole && len <= MAX_TRANSFER && end <= self.bytes).then_some((start, end))
     }
 

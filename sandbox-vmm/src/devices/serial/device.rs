@@ -50,7 +50,7 @@ impl SerialConsole {
 
     /// Writes out what is held back.
     pub fn flush(&mut self) {
-        let _ = self.line.writer_mut().send();
+        self.line.writer_mut().send();
     }
 
     /// Bytes lost to a slow reader.

@@ -1,6 +1,7 @@
 //! All streams of one guest as a pure state machine: packets and socket events in, actions and packets out. No
 //! socket, no clock, no ring.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use super::connection::{Connection, Due, Key, Phase};
@@ -151,8 +152,8 @@ impl Engine {
                 .checked_add(1)
                 .filter(|next| *next < u32::MAX)
                 .unwrap_or(FIRST_PORT);
-            if !self.connections.contains_key(&key) {
-                self.connections.insert(key, Connection::new(Phase::Dialling));
+            if let Entry::Vacant(free) = self.connections.entry(key) {
+                free.insert(Connection::new(Phase::Dialling));
                 self.enqueue(key);
                 return Some(key);
             }
