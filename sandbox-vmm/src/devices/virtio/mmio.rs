@@ -429,3 +429,6 @@ fn low(value: u64) -> u32 {
 fn high(value: u64) -> u32 {
     (value >> 32) as u32
 }
+
+#[cfg(test)]
+mod tests;
