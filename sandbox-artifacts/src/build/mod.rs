@@ -157,7 +157,7 @@ impl<'a> Builder<'a> {
                 .metadata()
                 .map_err(ArtifactError::io("read", &file))?
                 .len(),
-            sha256: store::sha256(&file).map_err(ArtifactError::io("read", &file))?,
+            sha256: store::content_hash(&file).map_err(ArtifactError::io("read", &file))?,
             built: SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .unwrap_or_default()
