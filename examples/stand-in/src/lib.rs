@@ -1,7 +1,7 @@
 //! An HTTPS API on loopback that wants a key in the header `x-api-key`, as real ones do.
 //!
-//! `/echo` gives the request's headers back, as careless servers do; every other path answers 200 to the right
-//! key and 401 to any other. It speaks HTTP/1.1 and HTTP/2 under its own root certificate.
+//! `/echo` gives the request's headers back, as careless servers do; `/bytes/N` gives N bytes to anybody; every
+//! other path answers 200 to the right key and 401 to any other. It speaks HTTP/1.1 and HTTP/2 under its own root certificate.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -19,6 +19,12 @@ use tokio_rustls::TlsAcceptor;
 
 /// Largest request body that is read.
 const BODY_LIMIT: usize = 16 << 20;
+
+/// Most bytes that `/bytes/N` gives.
+const BYTES_LIMIT: usize = 256 << 20;
+
+/// Requests that are remembered; benchmarks send many more.
+const SEEN_LIMIT: usize = 1000;
 
 /// The running API. Ends when dropped.
 pub struct StandIn {
@@ -103,7 +109,7 @@ impl StandIn {
         self.root_pem.clone()
     }
 
-    /// Every request so far, in order.
+    /// The last thousand requests, in order.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -142,7 +148,10 @@ async fn answer(
     let host = head.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
     let keys: Vec<_> = head.headers.get_all("x-api-key").iter().collect();
     let right_key = matches!(keys.as_slice(), [only] if only.as_bytes() == key.as_bytes());
-    let response = if head.uri.path() == "/echo" {
+    let bytes = head.uri.path().strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok());
+    let response = if let Some(count) = bytes {
+        reply(StatusCode::OK, vec![b'x'; count.min(BYTES_LIMIT)])
+    } else if head.uri.path() == "/echo" {
         let lines = head.headers.iter().map(|(name, value)| {
             format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()))
         });
@@ -152,7 +161,11 @@ async fn answer(
     } else {
         reply(StatusCode::UNAUTHORIZED, "{\"error\":\"invalid x-api-key\"}")
     };
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen {
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.len() == SEEN_LIMIT {
+        seen.remove(0);
+    }
+    seen.push(Seen {
         version: head.version,
         method: head.method,
         target: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
