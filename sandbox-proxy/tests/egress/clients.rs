@@ -1,0 +1,154 @@
+//! Clients that people use. Each is told of the proxy the way the guest is: by environment variables.
+
+use std::process::{Output, Stdio};
+
+use sandbox_core::audit::AuditDecision;
+use tokio::process::Command;
+
+use crate::support::*;
+
+/// Runs a client with the variables of a guest. `None` where the client is not installed.
+async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Output> {
+    let proxy = format!("http://{}", running.address);
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, running.proxy.ca_pem()).unwrap();
+    let output = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", directory.path())
+        .envs(["http_proxy", "https_proxy", "HTTPS_PROXY"].map(|name| (name, &proxy)))
+        .envs(["CURL_CA_BUNDLE", "SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, &ca)))
+        .stdin(Stdio::null())
+        .output()
+        .await;
+    if output.is_err() {
+        eprintln!("skipped: {program} is not installed");
+    }
+    output.ok()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn curl_speaks_both_versions_and_never_sees_the_key() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let url = format!("https://{}/echo", upstream.at("api.test"));
+    for version in ["--http1.1", "--http2"] {
+        let arguments = [
+            "-sS",
+            version,
+            "--compressed",
+            "-d",
+            "payload",
+            "-w",
+            "\n%{http_version}",
+            &url,
+        ];
+        let Some(output) = run(&running, "curl", &arguments).await else {
+            return;
+        };
+        let text = stdout(&output);
+        assert!(output.status.success(), "{output:?}");
+        assert!(
+            text.contains("payload") && text.contains("x-api-key: ****"),
+            "{text}"
+        );
+        assert!(!holds_secret(&text), "{text}");
+        let wanted = if version == "--http2" { "2" } else { "1.1" };
+        assert!(text.ends_with(&format!("\n{wanted}")), "{text}");
+        assert_eq!(upstream.last().headers["x-api-key"], SECRET);
+    }
+}
+
+#[tokio::test]
+async fn curl_fails_by_exit_code_when_denied() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let Some(output) = run(&running, "curl", &["-sS", "https://denied.test/"]).await else {
+        return;
+    };
+    assert_eq!(output.status.code(), Some(56), "{output:?}");
+    let event = running.events.wait(|event| event.host == "denied.test").await;
+    assert_eq!(event.decision, AuditDecision::Denied);
+}
+
+#[tokio::test]
+async fn curl_cannot_front_another_host() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let url = format!("https://{}/echo", upstream.at("api.test"));
+    for version in ["--http1.1", "--http2"] {
+        let arguments = [
+            "-sS",
+            version,
+            "-H",
+            "Host: evil.test",
+            "-w",
+            "%{http_code}",
+            "-o",
+            "/dev/null",
+            &url,
+        ];
+        let Some(output) = run(&running, "curl", &arguments).await else {
+            return;
+        };
+        assert_eq!(stdout(&output), "421", "{output:?}");
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn python_trusts_the_authority_and_gets_its_answer() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let script = format!(
+        "import urllib.request as u\nprint(u.urlopen(u.Request('https://{}/echo', data=b'payload')).read().decode())",
+        upstream.at("api.test")
+    );
+    let Some(output) = run(&running, "python3", &["-c", &script]).await else {
+        return;
+    };
+    let text = stdout(&output);
+    assert!(output.status.success() && text.contains("payload"), "{output:?}");
+    assert!(!holds_secret(&text), "{text}");
+}
+
+#[tokio::test]
+async fn openssl_sees_a_chain_that_it_can_verify() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, running.proxy.ca_pem()).unwrap();
+    let at = upstream.at("api.test");
+    let (proxy, ca) = (running.address.to_string(), ca.to_string_lossy().into_owned());
+    let arguments = [
+        "s_client",
+        "-proxy",
+        &proxy,
+        "-connect",
+        &at,
+        "-servername",
+        "api.test",
+        "-verify_hostname",
+        "api.test",
+        "-x509_strict",
+        "-CAfile",
+        &ca,
+        "-verify_return_error",
+        "-brief",
+    ];
+    let Some(output) = run(&running, "openssl", &arguments).await else {
+        return;
+    };
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("Verification: OK") && told.contains("Verified peername: api.test"),
+        "{told}"
+    );
+}

@@ -1,0 +1,217 @@
+//! Plain HTTP through the proxy.
+
+use std::sync::Arc;
+
+use sandbox_core::audit::AuditDecision;
+use sandbox_proxy::{Rules, Service, sources};
+
+use crate::support::*;
+
+async fn open(upstream: &Upstream) -> Running {
+    Running::start(|builder| {
+        let rule = format!("http://{} special-ranges", upstream.at("api.test"));
+        builder
+            .policy(Arc::new(Rules::new().allow(&rule)))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+    })
+    .await
+}
+
+#[tokio::test]
+async fn absolute_target_is_fetched_in_origin_form() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("API.test");
+    let answer = running
+        .raw(format!(
+            "POST http://{at}/body?x=1 HTTP/1.1\r\nHost: {at}\r\nProxy-Authorization: Basic eA==\r\n\
+             Proxy-Connection: keep-alive\r\nConnection: x-drop\r\nX-Drop: 1\r\nX-Keep: 1\r\nContent-Length: 5\r\n\r\nhello"
+        ))
+        .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
+        "{answer}"
+    );
+    let seen = upstream.last();
+    assert_eq!(seen.target, "/body?x=1");
+    assert_eq!(seen.headers["host"], upstream.at("api.test"));
+    assert_eq!(seen.headers["x-keep"], "1");
+    for gone in ["x-drop", "proxy-authorization", "proxy-connection", "connection"] {
+        assert!(!seen.headers.contains_key(gone), "{gone}");
+    }
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert_eq!(event.path.as_deref(), Some("/body"));
+    assert_eq!(
+        (event.decision, event.status),
+        (AuditDecision::Allowed, Some(200))
+    );
+    assert_eq!((event.bytes_out, event.bytes_in), (5, 5));
+}
+
+#[tokio::test]
+async fn host_that_differs_from_the_target_is_refused() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("api.test");
+    for host in [
+        "Host: evil.test\r\n".to_owned(),
+        "Host: api.test\r\n".to_owned(),
+        format!("Host: {at}\r\nHost: {at}\r\n"),
+        format!("Host: {at}\r\nhost: evil.test\r\n"),
+        format!("Host: user@{at}\r\n"),
+        format!("Host: {at}, evil.test\r\n"),
+    ] {
+        let answer = running
+            .raw(format!("GET http://{at}/ HTTP/1.1\r\n{host}\r\n"))
+            .await;
+        let refused = answer.starts_with("HTTP/1.1 421") || answer.starts_with("HTTP/1.1 400");
+        assert!(refused, "{host:?} {answer}");
+    }
+    let answer = running
+        .raw(format!("GET http://user:pw@{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn credential_never_goes_over_plain_http_unless_allowed() {
+    let upstream = Upstream::plain().await;
+    let at = upstream.at("api.test");
+    for allowed_plain in [false, true] {
+        let running = Running::start(|builder| {
+            let rule = format!("{at} special-ranges");
+            let service = Service::custom("api").header(&at, "x-api-key");
+            let service = if allowed_plain {
+                service.plain_http_allowed()
+            } else {
+                service
+            };
+            builder
+                .policy(Arc::new(Rules::new().allow(&rule)))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL])
+                .credential(service, Arc::new(sources::Static::new(SECRET)))
+        })
+        .await;
+        let answer = running
+            .raw(format!("GET http://{at}/echo HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(!holds_secret(&answer));
+        let sent = upstream
+            .last()
+            .headers
+            .get("x-api-key")
+            .map(|value| value.to_str().unwrap() == SECRET);
+        assert_eq!(sent, allowed_plain.then_some(true));
+    }
+}
+
+#[tokio::test]
+async fn connections_to_upstream_are_used_again() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("api.test");
+    for _ in 0..5 {
+        let answer = running
+            .raw(format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+            .await;
+        assert!(answer.ends_with("ok"), "{answer}");
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[tokio::test]
+async fn malformed_requests_are_answered_and_recorded() {
+    let running = Running::start(|builder| builder.policy(Arc::new(Rules::new()))).await;
+    for head in [
+        "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n".to_owned(),
+        "GET http://a.test/ HTTP/1.1\r\nBad Header: 1\r\n\r\n".to_owned(),
+        "GET http://a.test/ HTTP/1.1\r\nA: 1\r\n folded\r\n\r\n".to_owned(),
+        "GET http://a.test/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".to_owned(),
+        "GET http://a.test/ HTTP/1.1\r\nContent-Length: +1\r\n\r\n".to_owned(),
+        "GET http://a.test/ HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n\r\n".to_owned(),
+        format!(
+            "GET http://a.test/ HTTP/1.1\r\nA: {}\r\n\r\n",
+            "x".repeat(70 << 10)
+        ),
+        format!("GET http://a.test/ HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(500)),
+    ] {
+        let before = running.events.all().len();
+        let answer = running.raw(&head).await;
+        let shown = head.get(..60).unwrap_or(&head);
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+            "{shown:?} {answer}"
+        );
+        let event = running.events.after(before).await;
+        assert_eq!(event.decision, AuditDecision::Denied, "{shown:?} {event:?}");
+    }
+    let origin = running.raw("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert!(
+        origin.starts_with("HTTP/1.1 400") && origin.contains("this is a proxy"),
+        "{origin}"
+    );
+}
+
+#[tokio::test]
+async fn two_lengths_never_become_two_requests() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("api.test");
+    let smuggled = format!("GET http://{at}/smuggled HTTP/1.1\r\nHost: {at}\r\n\r\n");
+    for lengths in [
+        "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n",
+        "Transfer-Encoding : chunked\r\nContent-Length: 6\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding: identity, chunked, identity\r\n",
+    ] {
+        let message =
+            format!("POST http://{at}/body HTTP/1.1\r\nHost: {at}\r\n{lengths}\r\n0\r\n\r\n{smuggled}");
+        running.raw(message).await;
+    }
+    for seen in upstream.seen() {
+        // What comes after a whole chunked body is the client's own next request, parsed and checked here.
+        let both =
+            seen.headers.contains_key("content-length") && seen.headers.contains_key("transfer-encoding");
+        assert!(!both, "{seen:?}");
+        assert!(
+            !String::from_utf8_lossy(&seen.body).contains("smuggled"),
+            "{seen:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn tunnel_to_port_80_is_read_as_http() {
+    let upstream = Upstream::plain().await;
+    let Ok(on_80) = Upstream::start(None, ([127, 0, 0, 44], 80).into()).await else {
+        eprintln!("skipped: port 80 cannot be bound");
+        return;
+    };
+    drop(upstream);
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("http://api.test special-ranges")))
+            .resolve("api.test".parse().unwrap(), vec!["127.0.0.44".parse().unwrap()])
+    })
+    .await;
+    let mut tunnel = running.connect("api.test:80").await.unwrap();
+    let request = b"GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut tunnel, request)
+        .await
+        .unwrap();
+    assert!(read_all(&mut tunnel).await.ends_with("ok"));
+    assert_eq!(on_80.last().target, "/x");
+    let fronted = b"GET /y HTTP/1.1\r\nHost: evil.test\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut tunnel, fronted)
+        .await
+        .unwrap();
+    assert!(read_all(&mut tunnel).await.starts_with("HTTP/1.1 421"));
+    let tunnel = running.connect("api.test:80").await.unwrap();
+    assert!(
+        tls(tunnel, &on_80.ca_pem, "api.test", &[]).await.is_err(),
+        "no TLS on a plain port"
+    );
+}

@@ -1,0 +1,216 @@
+//! Opaque tunnels: what may be opened, and what may go through.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use sandbox_core::audit::AuditDecision;
+use sandbox_proxy::Rules;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn allowed_tunnel_is_opaque_and_recorded() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+    // The upstream's own certificate is seen: nobody is in between.
+    let tls = tls(tunnel, &upstream.ca_pem, "api.test", &["http/1.1"])
+        .await
+        .unwrap();
+    let mut client = h1(tls).await;
+    let request = Request::post("/body").header("host", "api.test");
+    let response = send(
+        &mut client,
+        request.body(Full::new(Bytes::from("hello"))).unwrap(),
+    )
+    .await;
+    assert_eq!(text(&response), "hello");
+    drop(client);
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert_eq!(event.decision, AuditDecision::Allowed);
+    assert_eq!(event.method.as_deref(), Some("CONNECT"));
+    assert_eq!((event.port, event.credential), (upstream.port(), None));
+    assert!(
+        event.bytes_out > 100 && event.bytes_in > 100,
+        "{} {}",
+        event.bytes_out,
+        event.bytes_in
+    );
+    assert!(event.rule.starts_with("allow api.test"), "{}", event.rule);
+}
+
+#[tokio::test]
+async fn denial_names_the_rule_and_is_recorded() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let answer = running.connect("denied.test:443").await.unwrap_err();
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    assert!(
+        answer.contains("proxy-status: sandbox; error=http_request_denied; details=\""),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("content-type: application/problem+json"),
+        "{answer}"
+    );
+    assert!(answer.contains("\"rule\": \"no rule allows it\""), "{answer}");
+    let event = running.events.wait(|event| event.host == "denied.test").await;
+    assert_eq!(event.decision, AuditDecision::Denied);
+    assert_eq!((event.port, event.status), (443, Some(403)));
+}
+
+#[tokio::test]
+async fn other_ports_of_an_allowed_name_are_refused() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("api.test special-ranges")))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+    })
+    .await;
+    for port in [22, 80, 9999, upstream.port()] {
+        let answer = running.connect(&format!("api.test:{port}")).await.unwrap_err();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{port} {answer}");
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[tokio::test]
+async fn tls_for_another_name_is_refused_with_an_alert() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+    let error = tls(tunnel, &upstream.ca_pem, "other.test", &[])
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("AccessDenied"), "{error}");
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert_eq!(event.decision, AuditDecision::Denied);
+    assert!(event.outcome.contains("server name differs"), "{}", event.outcome);
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn server_that_speaks_first_and_half_close_work_on_a_named_port() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"220 ready\n").await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        // Only after the client has ended its side.
+        stream
+            .write_all(format!("{} bytes\n", all.len()).as_bytes())
+            .await
+            .unwrap();
+    });
+    let running = Running::start(|builder| {
+        let rule = format!("raw.test:{port} special-ranges");
+        builder
+            .policy(Arc::new(Rules::new().allow(&rule)))
+            .resolve("raw.test".parse().unwrap(), vec![LOCAL])
+    })
+    .await;
+    let mut tunnel = running.connect(&format!("raw.test:{port}")).await.unwrap();
+    let mut greeting = [0; 10];
+    tunnel.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"220 ready\n");
+    let data = vec![7; 3 << 20];
+    tunnel.write_all(&data).await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    let mut rest = String::new();
+    tunnel.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, format!("{} bytes\n", data.len()));
+    let event = running.events.wait(|event| event.host == "raw.test").await;
+    assert_eq!((event.bytes_out, event.outcome.as_str()), (data.len() as u64, ""));
+}
+
+/// Port 443 needs a privilege on many machines; without it this test has nothing to stand on.
+#[tokio::test]
+async fn port_443_carries_nothing_but_tls_for_its_name() {
+    let address = SocketAddr::from(([127, 0, 0, 43], 443));
+    let Ok(upstream) = Upstream::start(Some(&["http/1.1"]), address).await else {
+        eprintln!("skipped: port 443 cannot be bound");
+        return;
+    };
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("api.test special-ranges")))
+            .resolve("api.test".parse().unwrap(), vec![address.ip()])
+    })
+    .await;
+    let mut tunnel = running.connect("api.test:443").await.unwrap();
+    tunnel
+        .write_all(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        .await
+        .unwrap();
+    let answer = read_all(&mut tunnel).await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    let tunnel = running.connect("api.test:443").await.unwrap();
+    assert!(tls(tunnel, &upstream.ca_pem, "other.test", &[]).await.is_err());
+    // By address: a hello without a name.
+    let tunnel = running.connect("api.test:443").await.unwrap();
+    assert!(tls(tunnel, &upstream.ca_pem, "127.0.0.43", &[]).await.is_err());
+    assert!(upstream.seen().is_empty());
+    let tunnel = running.connect("api.test:443").await.unwrap();
+    let mut client = h1(tls(tunnel, &upstream.ca_pem, "api.test", &[]).await.unwrap()).await;
+    let request = Request::get("/").header("host", "api.test");
+    assert_eq!(
+        text(&send(&mut client, request.body(Full::default()).unwrap()).await),
+        "ok"
+    );
+}
+
+#[tokio::test]
+async fn refused_connection_is_a_502_that_says_so() {
+    // Bound and not listening any more.
+    let port = TcpListener::bind((LOCAL, 0))
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let running = Running::start(|builder| {
+        let rule = format!("raw.test:{port} special-ranges");
+        builder
+            .policy(Arc::new(Rules::new().allow(&rule)))
+            .resolve("raw.test".parse().unwrap(), vec![LOCAL])
+    })
+    .await;
+    let answer = running.connect(&format!("raw.test:{port}")).await.unwrap_err();
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert!(answer.contains("error=connection_refused"), "{answer}");
+    let event = running.events.wait(|event| event.host == "raw.test").await;
+    assert_eq!(event.decision, AuditDecision::Allowed);
+    assert!(!event.outcome.is_empty());
+}
+
+#[tokio::test]
+async fn closing_the_proxy_ends_its_tunnels() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let mut tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+    running.proxy.close();
+    assert_eq!(tunnel.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn streams_of_one_sandbox_are_bounded() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let mut open = Vec::new();
+    for _ in 0..1024 {
+        open.push(running.dial().await);
+    }
+    let answer = running.raw("CONNECT api.test:1 HTTP/1.1\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    drop(open);
+    let event = running.events.wait(|event| event.status == Some(503)).await;
+    assert_eq!(event.decision, AuditDecision::Denied);
+}
