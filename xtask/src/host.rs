@@ -8,7 +8,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{self, Read, Write},
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, symlink},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -26,6 +29,18 @@ use crate::{error::TaskError, machine::memory_mib, progress::Terminal};
 /// First and second part of the start inside; see the files.
 const FIRST: &str = include_str!("host/first.sh");
 const SECOND: &str = include_str!("host/second.sh");
+
+/// File systems of every Linux machine; memory stands in for a disk.
+const FSTAB: &str = "\
+proc /mnt/root/proc proc defaults 0 0
+sysfs /mnt/root/sys sysfs defaults 0 0
+devtmpfs /mnt/root/dev devtmpfs defaults 0 0
+devpts /mnt/root/dev/pts devpts ptmxmode=666,x-mount.mkdir 0 0
+shm /mnt/root/dev/shm tmpfs mode=1777,x-mount.mkdir 0 0
+run /mnt/root/run tmpfs mode=755 0 0
+tmp /mnt/root/tmp tmpfs mode=1777,size=80% 0 0
+cgroup2 /mnt/root/sys/fs/cgroup cgroup2 defaults 0 0
+";
 
 /// Memory by default, where the machine has twice as much.
 const MEMORY_MIB: u64 = 6144;
@@ -86,6 +101,8 @@ impl Host {
         };
         control.write("first.sh", FIRST.as_bytes(), 0o755)?;
         control.write("second", SECOND.as_bytes(), 0o644)?;
+        control.write("fstab", fstab(&control.0, out.as_deref()).as_bytes(), 0o644)?;
+        control.device_links()?;
         control.write("settings", &settings(out.as_deref()), 0o644)?;
         control.write("command", &self.script(command)?, 0o644)?;
 
@@ -203,6 +220,18 @@ impl Control {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(TaskError::file("write", &path))
     }
 
+    /// Links that programs expect in `/dev`, copied there by one process.
+    fn device_links(&self) -> Result<(), TaskError> {
+        let folder = self.0.join("dev");
+        fs::create_dir(&folder).map_err(TaskError::file("create", &folder))?;
+        let links = [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")];
+        for (name, number) in links {
+            let path = folder.join(name);
+            symlink(format!("/proc/self/fd{number}"), &path).map_err(TaskError::file("create", &path))?;
+        }
+        Ok(())
+    }
+
     fn exit_code(&self, qemu: ExitStatus) -> Result<u8, TaskError> {
         let code = fs::read_to_string(self.0.join("code")).ok();
         if let Some(code) = code.and_then(|code| code.trim().parse().ok()) {
@@ -223,6 +252,25 @@ impl Drop for Control {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// What is mounted inside, in order, by one process.
+fn fstab(control: &Path, out: Option<&Path>) -> String {
+    let mut text = String::from(FSTAB);
+    let shares = [("control", Some(control)), ("out", out)];
+    for (tag, path) in shares.into_iter().filter_map(|(tag, path)| Some((tag, path?))) {
+        // A table's fields end at blanks: those inside are written in octal.
+        let path = path
+            .display()
+            .to_string()
+            .replace('\\', "\\134")
+            .replace(' ', "\\040")
+            .replace('\t', "\\011");
+        text += &format!(
+            "{tag} /mnt/root{path} 9p trans=virtio,version=9p2000.L,msize=512000,x-mount.mkdir 0 0\n"
+        );
+    }
+    text
 }
 
 fn settings(out: Option<&Path>) -> Vec<u8> {

@@ -108,7 +108,7 @@ fn run(task: Task) -> Result<ExitCode, TaskError> {
             host.cpus = cpus;
             host.memory_mib = memory.unwrap_or(host.memory_mib);
             host.out = out;
-            host.run(&command).map(|code| ExitCode::from(code))
+            host.run(&command).map(ExitCode::from)
         }
         Task::Demo { emulated, arguments } => demo::run(&terminal, emulated, &arguments),
         Task::Test { filter } => test::run(&terminal, filter.as_deref()),
