@@ -13,8 +13,8 @@
 //!
 //! # What scrubbing does and does not do
 //!
-//! Requests that got a credential ask for responses without compression; one that comes compressed all the same
-//! is refused. Headers, trailers and bodies are searched for the secret as it is and in base64, hexadecimal,
+//! Requests that got a credential ask for whole responses without compression (`Accept-Encoding: identity`, no
+//! `Range`); one that comes compressed all the same is refused. Headers, trailers and bodies are searched for the secret as it is and in base64, hexadecimal,
 //! percent-encoded and JSON forms, across chunks, and each byte found is replaced by `*`. WebSockets are
 //! searched as far as a frame border does not split a secret. A host that wants to give a secret away can
 //! always do so; secrets shorter than six bytes are not searched for.

@@ -1,6 +1,6 @@
 //! Which hosts a sandbox may reach: rules, the presets made of them, and the one function that answers.
 //!
-//! [`parse`] turns text into rules, [`matcher`] finds those that match, [`presets`] holds curated sets as data.
+//! `parse` turns text into rules, `matcher` finds those that match, `presets` holds curated sets as data.
 
 mod matcher;
 mod parse;

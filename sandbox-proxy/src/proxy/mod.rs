@@ -1,6 +1,6 @@
-//! The proxy itself. A stream's way, top to bottom: [`front`] parses, [`gate`] decides, [`route`] is what was
-//! decided, [`upstream`] resolves, vets and dials; then [`tunnel`] for bytes or [`intercept`] for requests, each of
-//! which goes through [`exchange`].
+//! The proxy itself. A stream's way, top to bottom: `front` parses, `gate` decides, `route` is what was
+//! decided, `upstream` resolves, vets and dials; then `tunnel` for bytes or `intercept` for requests, each of
+//! which goes through `exchange`.
 
 mod body;
 mod builder;

@@ -1,6 +1,6 @@
 //! Services: which hosts take a credential, where it goes in a request, and what the guest sees instead.
 //!
-//! Known ones are data, see [`known`]; [`Service::custom`] makes others. [`inject`] is the one place where a
+//! Known ones are data, see `known`; [`Service::custom`] makes others. `inject` is the one place where a
 //! secret enters a request.
 
 pub(crate) mod bound;

@@ -1,5 +1,8 @@
 //! The proxy from outside: real sockets, real clients, real upstream servers; one test per behaviour.
 
+// Clippy takes helpers of an integration test for ordinary code.
+#![allow(clippy::unwrap_used)]
+
 mod clients;
 mod interception;
 mod names;

@@ -47,6 +47,23 @@ async fn echoed_secret_is_scrubbed_in_every_form() {
 }
 
 #[tokio::test]
+async fn managed_requests_cannot_ask_for_pieces_or_codings() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut client = running.h1(&at).await;
+    let request = Request::get("/")
+        .header("host", &at)
+        .header("range", "bytes=0-3")
+        .header("if-range", "\"x\"")
+        .header("accept-encoding", "gzip, br, zstd");
+    send(&mut client, request.body(Full::default()).unwrap()).await;
+    let seen = upstream.last();
+    assert_eq!(seen.headers["accept-encoding"], "identity");
+    assert!(!seen.headers.contains_key("range") && !seen.headers.contains_key("if-range"));
+}
+
+#[tokio::test]
 async fn redirect_shows_no_secret() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;

@@ -201,12 +201,37 @@ async fn closing_the_proxy_ends_its_tunnels() {
 }
 
 #[tokio::test]
+async fn dropping_a_served_stream_leaves_nothing_open() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let running =
+        Running::start(|builder| builder.policy(Arc::new(Rules::new().allow(&format!("127.0.0.1:{port}")))))
+            .await;
+    let (mut near, far) = tokio::io::duplex(1024);
+    let serving = tokio::spawn(running.proxy.serve(Box::new(far)));
+    let head = format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    near.write_all(head.as_bytes()).await.unwrap();
+    let (mut at_upstream, _) = listener.accept().await.unwrap();
+    serving.abort();
+    assert_eq!(at_upstream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let event = running.events.wait(|event| event.port == port).await;
+    assert_eq!(event.decision, AuditDecision::Allowed);
+}
+
+#[tokio::test]
 async fn streams_of_one_sandbox_are_bounded() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::open(&upstream).await;
+    // In memory: so many sockets are more than some machines allow a process.
     let mut open = Vec::new();
     for _ in 0..1024 {
-        open.push(running.dial().await);
+        let (near, far) = tokio::io::duplex(64);
+        tokio::spawn(running.proxy.serve(Box::new(far)));
+        open.push(near);
+    }
+    // Each has been taken once its first bytes are.
+    for stream in &mut open {
+        stream.write_all(&[b'x'; 65]).await.unwrap();
     }
     let answer = running.raw("CONNECT api.test:1 HTTP/1.1\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
