@@ -50,8 +50,12 @@ enum Task {
         #[arg(long)]
         emulated: bool,
     },
-    /// Builds all artefacts that are missing.
-    Artifacts,
+    /// Builds all artefacts that are missing, or the named ones.
+    Artifacts {
+        /// Such as `agent` or `kernel-normal`.
+        #[arg(value_parser = kind)]
+        kinds: Vec<Kind>,
+    },
     /// Builds the guest kernels that are missing.
     Kernel,
     /// Builds the base image and the layer template where missing.
@@ -71,6 +75,14 @@ enum Task {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+fn kind(name: &str) -> Result<Kind, String> {
+    let known = || Kind::ALL.map(Kind::name).join(", ");
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == name)
+        .ok_or_else(|| format!("there are: {}", known()))
 }
 
 fn main() -> ExitCode {
@@ -95,7 +107,8 @@ fn run(task: Task) -> Result<ExitCode, TaskError> {
         Ok(ExitCode::SUCCESS)
     };
     match task {
-        Task::Artifacts => ensure(&Kind::ALL),
+        Task::Artifacts { kinds } if kinds.is_empty() => ensure(&Kind::ALL),
+        Task::Artifacts { kinds } => ensure(&kinds),
         Task::Kernel => ensure(&[Kind::KernelInterpreted, Kind::KernelNormal, Kind::KernelHost]),
         Task::Image => ensure(&[Kind::LayerTemplate, Kind::BaseImage]),
         Task::Host {

@@ -80,7 +80,8 @@ pub(super) fn build(builder: &Builder<'_>, folder: &Path) -> Result<(), Artifact
         .and_then(|()| pack(builder, folder, &root));
     // Files of root in the folder: whoever built it through sudo cannot remove them without.
     let removed = remove_root(builder, &root);
-    made.and(removed)
+    made.and(removed)?;
+    fs::remove_file(&sources).map_err(ArtifactError::io("remove", &sources))
 }
 
 fn pack(builder: &Builder<'_>, folder: &Path, root: &Path) -> Result<(), ArtifactError> {
