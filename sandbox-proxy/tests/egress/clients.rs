@@ -2,7 +2,10 @@
 
 use std::process::{Output, Stdio};
 
+use std::sync::Arc;
+
 use sandbox_core::audit::AuditDecision;
+use sandbox_proxy::{Service, sources};
 use tokio::process::Command;
 
 use crate::support::*;
@@ -151,4 +154,49 @@ async fn openssl_sees_a_chain_that_it_can_verify() {
         told.contains("Verification: OK") && told.contains("Verified peername: api.test"),
         "{told}"
     );
+}
+
+#[tokio::test]
+async fn git_clones_over_https_with_a_token_it_never_has() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let running = Running::start(|builder| {
+        allowed(builder, &upstream).credential(
+            Service::custom("git").basic(&at, "x-access-token"),
+            Arc::new(sources::Static::new(SECRET)),
+        )
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let at_path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let (work, bare, clone) = (at_path("work"), at_path("bare.git"), at_path("clone"));
+    let identity = ["-c", "user.name=t", "-c", "user.email=t@t.test"];
+    let commit = [
+        &["-C", &work][..],
+        &identity,
+        &["commit", "-qm", "first", "--allow-empty"],
+    ]
+    .concat();
+    for arguments in [
+        &["init", "-q", &work][..],
+        &commit,
+        &["clone", "-q", "--bare", &work, &bare],
+        // Served as plain files, which is the older of git's two ways over HTTP.
+        &["-C", &bare, "update-server-info"],
+    ] {
+        let Some(output) = run(&running, "git", arguments).await else {
+            return;
+        };
+        assert!(output.status.success(), "{output:?}");
+    }
+    *upstream.files.lock().unwrap() = directory.path().to_owned();
+    let url = format!("https://{at}/files/bare.git");
+    let output = run(&running, "git", &["clone", "-q", &url, &clone])
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let log = run(&running, "git", &["-C", &clone, "log", "--format=%s"])
+        .await
+        .unwrap();
+    assert_eq!(stdout(&log), "first\n");
 }

@@ -44,6 +44,8 @@ pub struct Upstream {
     seen: Arc<Mutex<Vec<Seen>>>,
     /// Lets `/slow` go on.
     pub go_on: Arc<tokio::sync::Notify>,
+    /// What `/files/` serves, to those who show the secret as Basic password.
+    pub files: Arc<Mutex<std::path::PathBuf>>,
 }
 
 impl Upstream {
@@ -66,17 +68,20 @@ impl Upstream {
             connections: Arc::default(),
             seen: Arc::default(),
             go_on: Arc::default(),
+            files: Arc::default(),
         };
         let (seen, connections) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.connections));
-        let go_on = Arc::clone(&upstream.go_on);
+        let (go_on, files) = (Arc::clone(&upstream.go_on), Arc::clone(&upstream.files));
         let acceptor = protocols.map(|_| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 *connections.lock().unwrap() += 1;
                 let (seen, go_on, acceptor) = (Arc::clone(&seen), Arc::clone(&go_on), acceptor.clone());
+                let files = files.lock().unwrap().clone();
                 tokio::spawn(async move {
-                    let service =
-                        service_fn(move |request| handle(request, Arc::clone(&seen), Arc::clone(&go_on)));
+                    let service = service_fn(move |request| {
+                        handle(request, Arc::clone(&seen), Arc::clone(&go_on), files.clone())
+                    });
                     let Some(acceptor) = acceptor else {
                         let _ = hyper::server::conn::http1::Builder::new()
                             .serve_connection(TokioIo::new(stream), service)
@@ -192,6 +197,7 @@ async fn handle(
     mut request: Request<Incoming>,
     seen: Arc<Mutex<Vec<Seen>>>,
     go_on: Arc<tokio::sync::Notify>,
+    files: std::path::PathBuf,
 ) -> Result<Answer, Infallible> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
@@ -281,6 +287,18 @@ async fn handle(
             answer
                 .headers_mut()
                 .insert("upgrade", HeaderValue::from_static("websocket"));
+            answer
+        }
+        path if path.starts_with("/files/") => {
+            let pair = BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"));
+            let file = std::fs::read(files.join(&path["/files/".len()..]));
+            let (status, content) = match file {
+                _ if key != format!("Basic {pair}") => (StatusCode::UNAUTHORIZED, Vec::new()),
+                Ok(content) => (StatusCode::OK, content),
+                Err(_) => (StatusCode::NOT_FOUND, Vec::new()),
+            };
+            let mut answer = full(content);
+            *answer.status_mut() = status;
             answer
         }
         _ => full("ok"),
