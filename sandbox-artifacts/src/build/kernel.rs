@@ -20,7 +20,6 @@ const SOURCE_ROOT: &str = "linux-source-6.12";
 
 /// Parts that no configuration of ours compiles or reads; leaving them out halves the unpacking.
 const LEFT_OUT: &[&str] = &[
-    "Documentation",
     "tools/testing",
     "tools/perf",
     "drivers/gpu/drm/amd/include",
