@@ -34,7 +34,7 @@ pub enum ConnectOutcome {
     Connected,
     /// Nothing in the guest listens there.
     Refused,
-    /// There are [`MAX_CONNECTIONS`] streams already.
+    /// There are as many streams as one guest may have.
     TooManyStreams,
 }
 
