@@ -34,5 +34,30 @@ pub(super) fn build(builder: &Builder<'_>, folder: &Path) -> Result<(), Artifact
         "-E",
         &seed,
     ]);
-    step::run("mke2fs", mke2fs.arg(&image), builder.progress)
+    step::run("mke2fs", mke2fs.arg(&image), builder.progress)?;
+    write_extents(&image).map_err(ArtifactError::io("write", &image))
+}
+
+/// Says beside the image where its data is, a line of `start length` for each: shared file systems such as 9p show
+/// holes as data, and whoever copies the image there would read gigabytes of nothing.
+fn write_extents(image: &Path) -> std::io::Result<()> {
+    use rustix::{
+        fs::{SeekFrom, seek},
+        io::Errno,
+    };
+    let file = File::open(image)?;
+    let mut list = String::new();
+    let mut at = 0;
+    loop {
+        let start = match seek(&file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = seek(&file, SeekFrom::Hole(start))?;
+        list.push_str(&format!("{start} {}\n", at - start));
+    }
+    let mut name = image.as_os_str().to_owned();
+    name.push(".extents");
+    std::fs::write(name, list)
 }

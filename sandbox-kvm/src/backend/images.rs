@@ -18,6 +18,10 @@ const DEVICE: &str = "/dev/kvm";
 const USUAL_GROUP: &str = "kvm";
 /// Most of `/etc/group` that is read to name a group.
 const MAX_GROUP_FILE: u64 = 1 << 20;
+/// Bytes copied at once through our memory; zeroes are left out in this unit.
+const COPY_BUFFER: usize = 64 << 10;
+/// Most of a template's list of extents that is read; a fresh file system has a few dozen.
+const MAX_EXTENT_LIST: u64 = 1 << 20;
 /// Bytes of the layer copied at once where the file system cannot share them.
 const COPY_BYTES: usize = 1 << 30;
 
@@ -61,7 +65,7 @@ pub(super) fn missing_or(path: &Path, doing: &'static str, cause: std::io::Error
 pub(super) fn private_layer(template: &Path, directory: &Path) -> Result<File, BackendError> {
     let source = open(template)?;
     let layer = nameless_file(directory).map_err(|cause| layer_error(directory, cause))?;
-    copy_sparse(&source, &layer).map_err(|cause| layer_error(directory, cause))?;
+    copy_sparse(&source, &layer, extents_of(template)).map_err(|cause| layer_error(directory, cause))?;
     Ok(layer)
 }
 
@@ -97,13 +101,20 @@ fn nameless_file(directory: &Path) -> std::io::Result<File> {
     Err(ErrorKind::AlreadyExists.into())
 }
 
-/// Copies only what is allocated; shares the blocks where the file system can.
-fn copy_sparse(source: &File, target: &File) -> std::io::Result<()> {
+/// Copies only what holds data; shares the blocks where the file system can.
+fn copy_sparse(source: &File, target: &File, extents: Option<Vec<(u64, u64)>>) -> std::io::Result<()> {
     let size = source.metadata()?.size();
     if rustix::fs::ioctl_ficlone(target, source).is_ok() {
         return Ok(());
     }
     rustix::fs::ftruncate(target, size)?;
+    if let Some(extents) = extents {
+        for (start, length) in extents {
+            let end = start.saturating_add(length).min(size);
+            copy_by_hand(source, target, start.min(end), end)?;
+        }
+        return Ok(());
+    }
     let mut at = 0u64;
     while at < size {
         let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
@@ -117,6 +128,24 @@ fn copy_sparse(source: &File, target: &File) -> std::io::Result<()> {
         at = end;
     }
     Ok(())
+}
+
+/// Where the template's data is, if a list beside it says so: file systems such as 9p show its holes as data.
+fn extents_of(template: &Path) -> Option<Vec<(u64, u64)>> {
+    let mut name = template.as_os_str().to_owned();
+    name.push(".extents");
+    let mut list = String::new();
+    File::open(name)
+        .ok()?
+        .take(MAX_EXTENT_LIST)
+        .read_to_string(&mut list)
+        .ok()?;
+    list.lines()
+        .map(|line| {
+            let (start, length) = line.split_once(' ')?;
+            Some((start.parse().ok()?, length.parse().ok()?))
+        })
+        .collect()
 }
 
 fn copy_range(source: &File, target: &File, start: u64, end: u64) -> std::io::Result<()> {
@@ -145,7 +174,7 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64) -> std::io::Re
 
 fn copy_by_hand(source: &File, target: &File, start: u64, end: u64) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt as _;
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; COPY_BUFFER];
     let mut at = start;
     while at < end {
         let want = usize::try_from(end - at)
@@ -156,7 +185,11 @@ fn copy_by_hand(source: &File, target: &File, start: u64, end: u64) -> std::io::
         if got == 0 {
             break;
         }
-        target.write_all_at(part.get(..got).unwrap_or(&[]), at)?;
+        let part = part.get(..got).unwrap_or(&[]);
+        // What is zero stays a hole.
+        if part.iter().any(|byte| *byte != 0) {
+            target.write_all_at(part, at)?;
+        }
         at += got as u64;
     }
     Ok(())
@@ -207,6 +240,25 @@ mod tests {
         layer.read_to_string(&mut end).unwrap();
         assert_eq!(end, "end");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_list_of_extents_is_believed_where_holes_do_not_show() {
+        let directory = tempfile::tempdir().unwrap();
+        let template = directory.path().join("template");
+        std::fs::write(&template, [7; 3 << 16]).unwrap();
+        std::fs::write(
+            directory.path().join("template.extents"),
+            "0 65536\n131072 999999999\n",
+        )
+        .unwrap();
+        let mut layer = private_layer(&template, Path::new("/dev/shm")).unwrap();
+        let mut bytes = Vec::new();
+        layer.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 3 << 16);
+        assert!(bytes[..1 << 16].iter().all(|byte| *byte == 7));
+        assert!(bytes[1 << 16..2 << 16].iter().all(|byte| *byte == 0));
+        assert!(bytes[2 << 16..].iter().all(|byte| *byte == 7));
     }
 
     #[test]
