@@ -19,11 +19,7 @@ const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 const SOURCE_ROOT: &str = "linux-source-6.12";
 
 /// Parts that no configuration of ours compiles or reads; leaving them out halves the unpacking.
-const LEFT_OUT: &[&str] = &[
-    "tools/testing",
-    "tools/perf",
-    "drivers/gpu/drm/amd/include",
-];
+const LEFT_OUT: &[&str] = &["tools/testing", "tools/perf", "drivers/gpu/drm/amd/include"];
 
 /// The version of the installed source package, part of what identifies a kernel.
 pub(super) fn source_version() -> Result<String, ArtifactError> {
