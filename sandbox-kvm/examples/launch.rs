@@ -26,6 +26,8 @@ async fn main() -> Result<()> {
     let backend =
         KvmBackend::new(images(&directory)).kernel_options(std::env::var("KERNEL").unwrap_or_default());
 
+    let patience: u64 = std::env::var("PATIENCE").map_or(Ok(600), |seconds| seconds.parse())?;
+
     let begin = Instant::now();
     let here = std::env::current_dir()?;
     let export = Export {
@@ -43,6 +45,7 @@ async fn main() -> Result<()> {
     eprintln!("{:>7.3} s  started", begin.elapsed().as_secs_f64());
     let outcome = tokio::select! {
         outcome = run(&*machine, &here, command, begin) => outcome,
+        () = tokio::time::sleep(std::time::Duration::from_secs(patience)) => Err("no end in sight".into()),
         exit = machine.wait() => Err(format!("{exit}\n{}", machine.console_tail()).into()),
     };
     if outcome.is_err() {
