@@ -186,9 +186,22 @@ impl Host {
              rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose ro init=",
         );
         line.push(control.join("first.sh"));
+        if let Some(khz) = tsc_khz(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
+            line.push(format!(" tsc_early_khz={khz} tsc=reliable"));
+        }
         qemu.arg("-append").arg(line);
         qemu
     }
+}
+
+/// How fast the emulated time stamp counter runs: as fast as this machine's, which the kernel states as half its
+/// "bogomips". On a busy machine the emulated kernel fails to measure it, and a KVM that does not know it hangs its
+/// guests.
+fn tsc_khz(cpuinfo: &str) -> Option<u64> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("bogomips"))?;
+    let mega: f64 = line.split(':').nth(1)?.trim().parse().ok()?;
+    let khz = (mega * 500.0).round();
+    (khz > 0.0).then_some(khz as u64)
 }
 
 /// A directory shared with one emulated host; gone when dropped.

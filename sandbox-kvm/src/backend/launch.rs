@@ -216,8 +216,10 @@ fn descriptors_of(pid: u32, wanted: bool) -> Result<Option<OwnedFd>, BackendErro
 
 fn start_error(fault: StartFault, tails: &Tails) -> BackendError {
     match fault {
-        StartFault::Hypervisor(what) => BackendError::HypervisorLacks { what },
-        StartFault::Config(why) | StartFault::Host(why) => did_not_start(why, tails),
+        StartFault::Lacks(what) => BackendError::HypervisorLacks { what },
+        StartFault::Hypervisor(why) | StartFault::Config(why) | StartFault::Host(why) => {
+            did_not_start(why, tails)
+        }
     }
 }
 

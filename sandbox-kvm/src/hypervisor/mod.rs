@@ -135,6 +135,14 @@ impl Vm for KvmVm {
             .vm
             .create_vcpu(u64::from(index))
             .map_err(failed("create a processor"))?;
+        // KVM would compute the guest's clock from it for ever.
+        if fd.get_tsc_khz().is_ok_and(|khz| khz == 0) {
+            return Err(HypervisorError::Lacks(
+                "the speed of the time stamp counter, which the host's kernel failed to measure when it started; \
+                 start the host again when it is less busy, or with tsc_early_khz= on its command line"
+                    .to_owned(),
+            ));
+        }
         let cpuid = cpuid::for_vcpu(&self.cpuid, index, self.cpus);
         KvmVcpu::new(fd, &cpuid)
     }

@@ -103,7 +103,9 @@ pub enum FromVmm {
 /// Why the machine did not start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StartFault {
-    /// The hypervisor refused or lacks something.
+    /// The hypervisor lacks this.
+    Lacks(String),
+    /// The hypervisor refused.
     Hypervisor(String),
     /// The configuration cannot be built.
     Config(String),

@@ -12,7 +12,7 @@ use crate::devices::rng::EntropyDevice;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{HostDials, VsockDevice};
 use crate::fs::{Access, IdMap, Limits, SelfFds, Server};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::machine::{Machine, MachineConfig, MachineError};
 
 /// The guest's stream address. Every guest has the same; who it is, its control socket says.
@@ -32,8 +32,8 @@ pub(super) fn start<H: Hypervisor>(
         return Err(StartFault::Config("too many disks or exports".into()));
     }
     let mut descriptors = Descriptors(descriptors.into_iter());
-    let hypervisor = H::open(Some(descriptors.take("the hypervisor")?))
-        .map_err(|error| StartFault::Hypervisor(short(&error.to_string())))?;
+    let hypervisor =
+        H::open(Some(descriptors.take("the hypervisor")?)).map_err(|error| hypervisor_fault(&error))?;
     let kernel = File::from(descriptors.take("the kernel")?);
     let console = descriptors.take("the console")?;
 
@@ -82,7 +82,7 @@ pub(super) fn start<H: Hypervisor>(
     Machine::build(&hypervisor, machine, observer)
         .and_then(Machine::run)
         .map_err(|error| match error {
-            MachineError::Hypervisor(error) => StartFault::Hypervisor(short(&error.to_string())),
+            MachineError::Hypervisor(error) => hypervisor_fault(&error),
             MachineError::Layout(_) | MachineError::Boot(_) => StartFault::Config(short(&error.to_string())),
             MachineError::Memory(_) | MachineError::Host(_) => host_fault(&error),
         })?;
@@ -110,6 +110,13 @@ fn file_system(config: &StartConfig, descriptors: &mut Descriptors) -> Result<Fs
     }
     let tag = Tag::new(FS_TAG).map_err(|error| host_fault(&error))?;
     FsDevice::new(tag, Arc::new(server), FS_THREADS).map_err(|error| host_fault(&error))
+}
+
+fn hypervisor_fault(error: &HypervisorError) -> StartFault {
+    match error {
+        HypervisorError::Lacks(what) => StartFault::Lacks(short(what)),
+        HypervisorError::Call { .. } => StartFault::Hypervisor(short(&error.to_string())),
+    }
 }
 
 /// The descriptors of the message, in their order.
