@@ -328,3 +328,22 @@ proptest! {
         prop_assert!(output == input);
     }
 }
+
+#[test]
+fn credit_for_input_that_was_never_sent_makes_the_host_hold_no_more() {
+    let mut host = HostSide::new(piped()).unwrap();
+    host.sent(host.outgoing().len());
+    host.received(&frame::encode(&Reply::Spawned { pid: 7 }).unwrap());
+    let input = vec![0; ALL];
+    // The agent reads nothing and credits everything, and the host has input without end.
+    for _ in 0..64 {
+        while host.next_event().unwrap().is_some() {}
+        let bytes = u32::try_from(host.write_stdin(&input)).unwrap();
+        if bytes > 0 {
+            host.received(&frame::encode(&Reply::Credit { bytes }).unwrap());
+        }
+    }
+    assert!(host.outgoing().len() < 3 * ALL, "{}", host.outgoing().len());
+    host.sent(host.outgoing().len());
+    assert!(host.stdin_room() > 0, "once it is sent there is room again");
+}

@@ -7,6 +7,10 @@ use super::{
 };
 use crate::frame::{Decoder, EncodeError};
 
+/// Bytes that may wait to be sent before no more standard input is taken. Credit alone does not bound them: a hostile
+/// agent that reads nothing can credit input that it never received.
+const MAX_UNSENT: usize = 2 * super::WINDOW as usize;
+
 /// The host's state of one command. Bytes in by [`received`](Self::received), events out by
 /// [`next_event`](Self::next_event), bytes out by [`outgoing`](Self::outgoing) and [`sent`](Self::sent).
 #[derive(Debug)]
@@ -139,9 +143,18 @@ impl HostSide {
         }
     }
 
-    /// Bytes of standard input that [`write_stdin`](Self::write_stdin) would take now.
+    /// Bytes of standard input that [`write_stdin`](Self::write_stdin) would take now. Grows with
+    /// [`HostEvent::StdinRoom`] and with [`sent`](Self::sent).
     pub fn stdin_room(&self) -> usize {
-        if self.stdin_open { self.stdin.room() } else { 0 }
+        if self.stdin_open {
+            self.stdin.room().min(self.unsent_room())
+        } else {
+            0
+        }
+    }
+
+    fn unsent_room(&self) -> usize {
+        MAX_UNSENT.saturating_sub(self.outbox.pending().len())
     }
 
     /// Whether standard input may still be written, now or after a [`HostEvent::StdinRoom`].
@@ -154,7 +167,7 @@ impl HostSide {
         if !self.stdin_open {
             return 0;
         }
-        let taken = self.stdin.take(data.len());
+        let taken = self.stdin.take(data.len().min(self.unsent_room()));
         for chunk in data.get(..taken).unwrap_or_default().chunks(MAX_CHUNK) {
             self.outbox.push(&Request::Stdin(chunk.into()));
         }

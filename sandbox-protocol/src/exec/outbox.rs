@@ -31,6 +31,30 @@ impl Outbox {
             self.sent = 0;
             // A burst's memory is given back once it is over.
             self.buffer.shrink_to(super::MAX_CHUNK);
+        } else if self.sent >= super::MAX_CHUNK && self.sent >= self.buffer.len() / 2 {
+            // A queue that is never quite empty must not keep all that ever went through it.
+            self.buffer.drain(..self.sent);
+            self.sent = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{MAX_CHUNK, Request};
+
+    #[test]
+    fn a_queue_that_is_never_empty_keeps_only_what_is_unsent() {
+        let mut outbox = Outbox::default();
+        let message = Request::Stdin(vec![7; MAX_CHUNK].into());
+        outbox.push(&message);
+        for _ in 0..64 {
+            outbox.push(&message);
+            let whole = frame::encode(&message).unwrap().len();
+            assert_eq!(outbox.pending()[..whole], frame::encode(&message).unwrap()[..]);
+            outbox.sent(whole);
+        }
+        assert!(outbox.buffer.len() < 4 * MAX_CHUNK, "{}", outbox.buffer.len());
     }
 }
