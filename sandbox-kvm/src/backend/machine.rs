@@ -13,12 +13,12 @@ use sandbox_core::BoxStream;
 use sandbox_core::backend::{Machine, MachineError, MachineExit, Notice};
 use sandbox_vmm::control::{self, Channel, ChannelError, DialOutcome, End, FromVmm, ToVmm};
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::child::{self, VmmProcess};
 use super::console::Tail;
+use super::stream::GuestStream;
 
 /// Streams the guest opened that nobody has accepted yet; more are closed, so a guest cannot use up descriptors.
 const MAX_UNACCEPTED: usize = 256;
@@ -363,7 +363,8 @@ impl Driver {
                 fault = Some(error);
             }
         }
-        while fault.is_none() {
+        // After the end was told nothing more is of interest.
+        while fault.is_none() && listener.ended.is_none() {
             match self.receive().await {
                 Ok((message, descriptors)) => fault = listener.message(message, descriptors).err(),
                 Err(error) => fault = Some(error),
@@ -373,11 +374,9 @@ impl Driver {
             Some(ChannelError::Closed) | None => {}
             Some(error) => tracing::error!(%error, "the VMM process is ended"),
         }
-        // A process that closed its socket, or broke the protocol, has nothing left to do. If it is already ending,
-        // this does not change how.
-        if listener.ended.is_none() {
-            child::kill(self.pidfd.get_ref());
-        }
+        // A process that said its machine has ended, closed its socket or broke the protocol has nothing left to do. It
+        // is not trusted to go by itself; if it is already ending, this does not change how.
+        child::kill(self.pidfd.get_ref());
         let status = self.reap().await;
         self.drain_outputs();
         let end = self.verdict(&listener, status, fault);
@@ -440,9 +439,7 @@ fn panic_line(console: &str) -> Option<String> {
 }
 
 fn stream(socket: OwnedFd) -> Result<BoxStream, MachineError> {
-    let socket = std::os::unix::net::UnixStream::from(socket);
-    socket.set_nonblocking(true)?;
-    Ok(Box::new(UnixStream::from_std(socket)?))
+    Ok(Box::new(GuestStream::new(socket)?))
 }
 
 fn escape(text: &str) -> String {
@@ -453,4 +450,59 @@ fn escape(text: &str) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A machine whose process stays until it is killed, and the process's end of a control socket.
+    fn machine() -> (KvmMachine, Channel, OwnedFd) {
+        // With its standard input open, it waits for ever.
+        let (process, connections) = VmmProcess::spawn(Path::new("/bin/cat")).unwrap();
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let tail = || Arc::new(Mutex::new(Tail::new(64)));
+        let tails = Tails {
+            console: tail(),
+            diagnostics: tail(),
+        };
+        // SAFETY: channel and descriptor own what they refer to until the registration drops them.
+        let (channel, pidfd) = unsafe {
+            (
+                AsyncFd::register(Channel::new(ours)).unwrap(),
+                AsyncFd::register(connections.pidfd).unwrap(),
+            )
+        };
+        let nothing = |tail: &Arc<Mutex<Tail>>| Output {
+            pipe: None,
+            tail: tail.clone(),
+        };
+        let driver = Driver {
+            process,
+            channel: Arc::new(channel),
+            console: nothing(&tails.console),
+            diagnostics: nothing(&tails.diagnostics),
+            pidfd: Arc::new(pidfd),
+            tails,
+            early: Vec::new(),
+        };
+        (KvmMachine::run(driver), Channel::new(theirs), connections.control)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_says_its_machine_ended_and_stays_is_killed() {
+        for closes in [true, false] {
+            let (machine, vmm, _stdin) = machine();
+            vmm.send(&FromVmm::Ended(End::Reset), &[], true).unwrap();
+            let open = (!closes).then_some(vmm);
+            let exit = tokio::time::timeout(Duration::from_secs(20), machine.wait()).await;
+            assert!(matches!(exit, Ok(MachineExit::Shutdown)), "{exit:?}");
+            drop(open);
+        }
+    }
 }

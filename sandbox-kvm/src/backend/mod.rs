@@ -9,6 +9,7 @@ mod images;
 mod kernel_options;
 mod launch;
 mod machine;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
