@@ -99,30 +99,44 @@ fn workspace() -> tempfile::TempDir {
 /// From `launch()` to the first answered command.
 fn cold_boot(criterion: &mut Criterion, runtime: &Runtime) {
     let workspace = workspace();
-    criterion.benchmark_group("cold-boot").bench_function("ours", |bencher| {
-        bencher.iter_custom(|times| {
-            let mut total = Duration::ZERO;
-            for _ in 0..times {
-                let started = Instant::now();
-                let sandbox = runtime.block_on(async {
-                    let launched = Sandbox::builder().workspace(workspace.path()).memory(MEMORY).launch().await;
-                    let sandbox = launched.unwrap_or_else(|e| panic!("{e}"));
-                    let status = sandbox.command("./noop").status().await.unwrap_or_else(|e| panic!("{e}"));
-                    assert!(status.success());
-                    sandbox
-                });
-                total += started.elapsed();
-                runtime.block_on(sandbox.kill());
-            }
-            total
+    criterion
+        .benchmark_group("cold-boot")
+        .bench_function("ours", |bencher| {
+            bencher.iter_custom(|times| {
+                let mut total = Duration::ZERO;
+                for _ in 0..times {
+                    let started = Instant::now();
+                    let sandbox = runtime.block_on(async {
+                        let launched = Sandbox::builder()
+                            .workspace(workspace.path())
+                            .memory(MEMORY)
+                            .launch()
+                            .await;
+                        let sandbox = launched.unwrap_or_else(|e| panic!("{e}"));
+                        let status = sandbox
+                            .command("./noop")
+                            .status()
+                            .await
+                            .unwrap_or_else(|e| panic!("{e}"));
+                        assert!(status.success());
+                        sandbox
+                    });
+                    total += started.elapsed();
+                    runtime.block_on(sandbox.kill());
+                }
+                total
+            });
         });
-    });
 }
 
 /// Processor time and memory of a sandbox that has nothing to do.
 async fn idle(report: &mut Report) {
     let workspace = workspace();
-    let launched = Sandbox::builder().workspace(workspace.path()).memory(MEMORY).launch().await;
+    let launched = Sandbox::builder()
+        .workspace(workspace.path())
+        .memory(MEMORY)
+        .launch()
+        .await;
     let sandbox = launched.unwrap_or_else(|e| panic!("{e}"));
     let vmm = vmm_process().expect("the VMM is a child of this process");
     // What the boot left to do is done.
@@ -130,7 +144,13 @@ async fn idle(report: &mut Report) {
     let (before, started) = (processor_seconds(vmm), Instant::now());
     tokio::time::sleep(Duration::from_secs(20)).await;
     let used = processor_seconds(vmm) - before;
-    report.add("ours", "idle", "cpu", "% of a core", 100.0 * used / started.elapsed().as_secs_f64());
+    report.add(
+        "ours",
+        "idle",
+        "cpu",
+        "% of a core",
+        100.0 * used / started.elapsed().as_secs_f64(),
+    );
     report.add("ours", "idle", "vmm memory", "KiB", vmm_memory(vmm));
     drop(sandbox);
 }
@@ -148,7 +168,13 @@ fn vmm_process() -> Option<u32> {
 /// User and system time so far. `USER_HZ` is 100 on every Linux that this runs on.
 fn processor_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(11)
+        .take(2);
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
@@ -158,10 +184,15 @@ fn vmm_memory(pid: u32) -> f64 {
     let (mut total, mut size) = (0.0, 0.0);
     for line in smaps.lines() {
         let mut fields = line.split_whitespace();
-        let (name, value) = (fields.next(), fields.next().and_then(|value| value.parse::<f64>().ok()));
+        let (name, value) = (
+            fields.next(),
+            fields.next().and_then(|value| value.parse::<f64>().ok()),
+        );
         match (name, value) {
             (Some("Size:"), Some(kib)) => size = kib,
-            (Some("Private_Clean:" | "Private_Dirty:"), Some(kib)) if size < MEMORY.as_bytes() as f64 / 1024.0 => {
+            (Some("Private_Clean:" | "Private_Dirty:"), Some(kib))
+                if size < MEMORY.as_bytes() as f64 / 1024.0 =>
+            {
                 total += kib;
             }
             _ => {}

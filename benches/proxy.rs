@@ -53,17 +53,32 @@ fn main() {
         ("ours-intercept", Some(intercept), authority),
     ] {
         let mut sender = runtime.block_on(connect(upstream, via, &root));
-        criterion.benchmark_group("small-request").bench_function(subject, |bencher| {
-            bencher.iter(|| assert_eq!(runtime.block_on(get(&mut sender, &host, "/small")).0, StatusCode::OK));
-        });
-        criterion.benchmark_group("large-response").bench_function(subject, |bencher| {
-            let path = format!("/bytes/{LARGE}");
-            bencher.iter(|| assert_eq!(runtime.block_on(get(&mut sender, &host, &path)).1, LARGE));
-        });
+        criterion
+            .benchmark_group("small-request")
+            .bench_function(subject, |bencher| {
+                bencher.iter(|| {
+                    assert_eq!(
+                        runtime.block_on(get(&mut sender, &host, "/small")).0,
+                        StatusCode::OK
+                    )
+                });
+            });
+        criterion
+            .benchmark_group("large-response")
+            .bench_function(subject, |bencher| {
+                let path = format!("/bytes/{LARGE}");
+                bencher.iter(|| assert_eq!(runtime.block_on(get(&mut sender, &host, &path)).1, LARGE));
+            });
         report.add_criterion(subject, "small-request", "latency");
         report.add_criterion(subject, "large-response", "time");
         if let Some(time) = report.value(subject, "large-response", "time") {
-            report.add(subject, "large-response", "throughput", "MiB/s", (LARGE >> 20) as f64 / time * 1000.0);
+            report.add(
+                subject,
+                "large-response",
+                "throughput",
+                "MiB/s",
+                (LARGE >> 20) as f64 / time * 1000.0,
+            );
         }
         compare(&mut report, subject);
     }
@@ -77,7 +92,10 @@ fn compare(report: &mut Report, subject: &str) {
         ("small-request", "latency", "latency ratio"),
         ("large-response", "throughput", "speed ratio"),
     ] {
-        if let (Some(own), Some(direct)) = (report.value(subject, case, metric), report.value("direct", case, metric)) {
+        if let (Some(own), Some(direct)) = (
+            report.value(subject, case, metric),
+            report.value("direct", case, metric),
+        ) {
             report.add(subject, case, name, "x direct", own / direct);
         }
     }
@@ -88,7 +106,9 @@ async fn proxy(api: &StandIn, intercept: bool) -> (SocketAddr, String) {
     let id: SandboxId = "bench".parse().expect("a name");
     let target = format!("{HOST}:{}", api.port());
     let mut builder = Proxy::builder(id)
-        .policy(Arc::new(Rules::locked_down().allow(&format!("{target} special-ranges"))))
+        .policy(Arc::new(
+            Rules::locked_down().allow(&format!("{target} special-ranges")),
+        ))
         .resolve(HOST.parse().expect("a host"), vec![api.ip()])
         .extra_root(api.root_pem());
     if intercept {
@@ -104,11 +124,19 @@ async fn proxy(api: &StandIn, intercept: bool) -> (SocketAddr, String) {
 
 /// A keep-alive HTTP/1.1 connection over TLS, direct or through a proxy.
 async fn connect(upstream: SocketAddr, via: Option<SocketAddr>, root_pem: &str) -> SendRequest<Empty<Bytes>> {
-    let mut stream = TcpStream::connect(via.unwrap_or(upstream)).await.expect("a connection");
+    let mut stream = TcpStream::connect(via.unwrap_or(upstream))
+        .await
+        .expect("a connection");
     stream.set_nodelay(true).expect("no delay");
     if via.is_some() {
-        let ask = format!("CONNECT {HOST}:{port} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n", port = upstream.port());
-        stream.write_all(ask.as_bytes()).await.expect("the request is sent");
+        let ask = format!(
+            "CONNECT {HOST}:{port} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n",
+            port = upstream.port()
+        );
+        stream
+            .write_all(ask.as_bytes())
+            .await
+            .expect("the request is sent");
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
             answer.push(stream.read_u8().await.expect("an answer"));
@@ -116,7 +144,9 @@ async fn connect(upstream: SocketAddr, via: Option<SocketAddr>, root_pem: &str) 
         assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
     }
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(root_pem.as_bytes()).expect("a certificate")).expect("a root");
+    roots
+        .add(CertificateDer::from_pem_slice(root_pem.as_bytes()).expect("a certificate"))
+        .expect("a root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -124,7 +154,10 @@ async fn connect(upstream: SocketAddr, via: Option<SocketAddr>, root_pem: &str) 
         .with_root_certificates(roots)
         .with_no_client_auth();
     let name = ServerName::try_from(HOST).expect("a name");
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("TLS");
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .expect("TLS");
     let (sender, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP");
     tokio::spawn(connection);
     sender
@@ -162,20 +195,56 @@ async fn from_inside(api: &StandIn, report: &mut Report) {
         let sandbox = builder.launch().await.unwrap_or_else(|e| panic!("{e}"));
         // -k: a tunnelled guest does not know the upstream's root, and checks nothing less for the rest.
         for (case, metric, unit, path, write_out) in [
-            ("small-request", "latency", "ms", "/small?[1-21]", "%{time_total}\\n"),
-            ("large-response", "throughput", "MiB/s", "/bytes/8388608", "%{speed_download}\\n"),
+            (
+                "small-request",
+                "latency",
+                "ms",
+                "/small?[1-21]",
+                "%{time_total}\\n",
+            ),
+            (
+                "large-response",
+                "throughput",
+                "MiB/s",
+                "/bytes/8388608",
+                "%{speed_download}\\n",
+            ),
         ] {
             let url = format!("https://{target}{path}");
-            let curl = ["-sk", "-H", "x-api-key: guest", "-o", "/dev/null", "-w", write_out, &url];
-            let output = sandbox.command("curl").args(curl).output().await.unwrap_or_else(|e| panic!("{e}"));
-            let mut values: Vec<f64> = output.text().lines().filter_map(|line| line.parse().ok()).collect();
+            let curl = [
+                "-sk",
+                "-H",
+                "x-api-key: guest",
+                "-o",
+                "/dev/null",
+                "-w",
+                write_out,
+                &url,
+            ];
+            let output = sandbox
+                .command("curl")
+                .args(curl)
+                .output()
+                .await
+                .unwrap_or_else(|e| panic!("{e}"));
+            let mut values: Vec<f64> = output
+                .text()
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .collect();
             // The first of several opens the connection.
             if values.len() > 1 {
                 values.remove(0);
             }
             values.sort_by(f64::total_cmp);
-            let Some(median) = values.get(values.len() / 2) else { continue };
-            let value = if unit == "ms" { median * 1000.0 } else { median / f64::from(1 << 20) };
+            let Some(median) = values.get(values.len() / 2) else {
+                continue;
+            };
+            let value = if unit == "ms" {
+                median * 1000.0
+            } else {
+                median / f64::from(1 << 20)
+            };
             report.add(subject, case, metric, unit, value);
         }
         sandbox.kill().await;

@@ -24,7 +24,10 @@ impl CredentialSource for TokenMint {
         let number = self.minted.fetch_add(1, Ordering::Relaxed);
         let token = format!("token-{}-for-{}", number, request.sandbox);
         // `expires: None`: asked again for the next request. With a time, it is kept until then.
-        Ok(Issued { credential: Credential::Bearer(token.into()), expires: None })
+        Ok(Issued {
+            credential: Credential::Bearer(token.into()),
+            expires: None,
+        })
     }
 }
 
@@ -45,7 +48,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .await?;
     // The API echoes what it got; the guest sees the token blanked out.
     let script = format!("for i in 1 2; do curl -sS https://{target}/echo | grep -i authorization; done");
-    println!("in the guest:\n{}", sandbox.command("sh").args(["-c", &script]).output().await?.text());
+    println!(
+        "in the guest:\n{}",
+        sandbox.command("sh").args(["-c", &script]).output().await?.text()
+    );
     sandbox.shutdown().await?;
     println!("at the API:");
     for seen in api.seen() {

@@ -18,7 +18,9 @@ struct OfficeHours {
 
 impl Policy for OfficeHours {
     fn decide(&self, attempt: &Attempt<'_>) -> Decision<'_> {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
         let hour = seconds / 3600 % 24;
         match attempt.host.name().map(|name| name.as_str()) {
             // The stand-in lives on loopback, which has to be permitted expressly.
@@ -66,15 +68,26 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .await?;
     let mut events = sandbox.events();
     let open = format!("https://api.example.com:{}/", api.port());
-    for url in [open.as_str(), "https://ask.example.com/", "https://other.example.com/"] {
+    for url in [
+        open.as_str(),
+        "https://ask.example.com/",
+        "https://other.example.com/",
+    ] {
         // -k: without a credential the tunnel is opaque, and the guest does not know the stand-in's root.
-        let output = sandbox.command("curl").args(["-skS", "-w", "%{http_code}\n", url]).output().await?;
+        let output = sandbox
+            .command("curl")
+            .args(["-skS", "-w", "%{http_code}\n", url])
+            .output()
+            .await?;
         println!("{url}: {}(exit code {})", output.text(), output.status.code());
     }
     sandbox.shutdown().await?;
     while let Ok(event) = events.try_recv() {
         if let Event::Attempt(attempt) = event {
-            println!("{:?} {} by rule {:?}", attempt.decision, attempt.host, attempt.rule);
+            println!(
+                "{:?} {} by rule {:?}",
+                attempt.decision, attempt.host, attempt.rule
+            );
         }
     }
     Ok(())

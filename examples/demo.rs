@@ -50,7 +50,9 @@ async fn demo() -> Result<()> {
         .memory(Size::mib(512))
         .policy(Rules::locked_down().allow(&format!("https://{target} special-ranges")))
         .credential(
-            Service::custom("example").header(&target, "x-api-key").environment("EXAMPLE_API_KEY", "placeholder"),
+            Service::custom("example")
+                .header(&target, "x-api-key")
+                .environment("EXAMPLE_API_KEY", "placeholder"),
             sources::Static::new(KEY),
         )
         .resolve(HOST, api.ip())
@@ -58,25 +60,51 @@ async fn demo() -> Result<()> {
         .launch()
         .await?;
     let mut events = sandbox.events();
-    println!("{} takes commands after {:.1} s", sandbox.id(), started.elapsed().as_secs_f64());
+    println!(
+        "{} takes commands after {:.1} s",
+        sandbox.id(),
+        started.elapsed().as_secs_f64()
+    );
 
     heading("Real programs, on your directory");
     run(&sandbox, "uname -srm").await?;
     run(&sandbox, "git -c safe.directory='*' log --oneline | head -3").await?;
-    run(&sandbox, "python3 -c \"import os; print(len(os.listdir('.')), 'entries in', os.getcwd())\"").await?;
+    run(
+        &sandbox,
+        "python3 -c \"import os; print(len(os.listdir('.')), 'entries in', os.getcwd())\"",
+    )
+    .await?;
 
     heading("What the agent cannot reach");
     run(&sandbox, "ls -A ~/.ssh; ls -A \"$(dirname \"$PWD\")\"").await?;
     run(&sandbox, "ps -e | wc -l; ls /sys/class/net").await?;
-    run(&sandbox, "curl -sS --noproxy '*' --max-time 20 http://169.254.169.254/").await?;
+    run(
+        &sandbox,
+        "curl -sS --noproxy '*' --max-time 20 http://169.254.169.254/",
+    )
+    .await?;
     run(&sandbox, "env | grep -i key").await?;
 
     heading("A call with a key that the sandbox does not hold");
-    run(&sandbox, &format!("curl -sS -w ' (HTTP %{{http_code}})\\n' https://{target}/v1/hello")).await?;
-    run(&sandbox, &format!("curl -sS https://{target}/echo | grep -i x-api-key")).await?;
+    run(
+        &sandbox,
+        &format!("curl -sS -w ' (HTTP %{{http_code}})\\n' https://{target}/v1/hello"),
+    )
+    .await?;
+    run(
+        &sandbox,
+        &format!("curl -sS https://{target}/echo | grep -i x-api-key"),
+    )
+    .await?;
     let calls = api.seen();
-    let arrived = calls.iter().filter(|call| call.headers.get("x-api-key").is_some_and(|key| key == KEY)).count();
-    println!("the API got {} calls, {arrived} of them with the real key", calls.len());
+    let arrived = calls
+        .iter()
+        .filter(|call| call.headers.get("x-api-key").is_some_and(|key| key == KEY))
+        .count();
+    println!(
+        "the API got {} calls, {arrived} of them with the real key",
+        calls.len()
+    );
 
     heading("A call that is denied");
     run(&sandbox, "curl -sS --fail https://example.org/").await?;
@@ -101,7 +129,10 @@ async fn demo() -> Result<()> {
     }
     sandbox.command("sync").user(User::Root).status().await?;
     sandbox.shutdown().await?;
-    println!("\nThe sandbox is gone; nothing of it is left but what it wrote to {}.", workspace.display());
+    println!(
+        "\nThe sandbox is gone; nothing of it is left but what it wrote to {}.",
+        workspace.display()
+    );
     Ok(())
 }
 
@@ -117,6 +148,10 @@ async fn run(sandbox: &Sandbox, script: &str) -> Result<()> {
     for line in output.text().lines() {
         println!("  {}", line.escape_debug());
     }
-    println!("  (exit code {}, {:.1} s)", output.status.code(), started.elapsed().as_secs_f64());
+    println!(
+        "  (exit code {}, {:.1} s)",
+        output.status.code(),
+        started.elapsed().as_secs_f64()
+    );
     Ok(())
 }

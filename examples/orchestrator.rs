@@ -23,7 +23,10 @@ async fn main() -> Result<()> {
         println!("{}", report??);
     }
     for name in ["ada", "bob", "cyd"] {
-        println!("{name} left {:?}", fs::read_to_string(root.path().join(name).join("answer"))?);
+        println!(
+            "{name} left {:?}",
+            fs::read_to_string(root.path().join(name).join("answer"))?
+        );
     }
     Ok(())
 }
@@ -40,7 +43,10 @@ async fn run_agent(name: &'static str, workspace: &Path) -> Result<String> {
         .workspace(workspace)
         .memory(Size::mib(256))
         .policy(Rules::locked_down().allow(&format!("{target} special-ranges")))
-        .credential(Service::custom(name).header(&target, "x-api-key"), sources::Static::new(key))
+        .credential(
+            Service::custom(name).header(&target, "x-api-key"),
+            sources::Static::new(key),
+        )
         .resolve(&host, api.ip())
         .trust(api.root_pem())
         .launch()
@@ -59,7 +65,10 @@ async fn run_agent(name: &'static str, workspace: &Path) -> Result<String> {
     let mut report = format!("== {name}\n{}", output.text());
     while let Ok(event) = events.try_recv() {
         if let Event::Attempt(attempt) = event {
-            report += &format!("{:?} {}:{} by rule {:?}\n", attempt.decision, attempt.host, attempt.port, attempt.rule);
+            report += &format!(
+                "{:?} {}:{} by rule {:?}\n",
+                attempt.decision, attempt.host, attempt.port, attempt.rule
+            );
         }
     }
     Ok(report)

@@ -13,15 +13,26 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let sandbox = Sandbox::builder()
         .workspace(std::env::current_dir()?) // at the same path inside; nothing else of this machine is
         .policy(Rules::locked_down().allow(&format!("{target} special-ranges"))) // it is on loopback
-        .credential(Service::custom("example").header(&target, "x-api-key"), sources::Static::new("the-real-key"))
+        .credential(
+            Service::custom("example").header(&target, "x-api-key"),
+            sources::Static::new("the-real-key"),
+        )
         .resolve("api.example.com", api.ip())
         .trust(api.root_pem())
         .launch()
         .await?;
 
-    for script in ["uname -sr; ls", &format!("curl -sS https://{target}/hello"), "curl -sS https://example.org"] {
+    for script in [
+        "uname -sr; ls",
+        &format!("curl -sS https://{target}/hello"),
+        "curl -sS https://example.org",
+    ] {
         let output = sandbox.command("sh").args(["-c", script]).output().await?;
-        println!("$ {script}\n{}(exit code {})\n", output.text(), output.status.code());
+        println!(
+            "$ {script}\n{}(exit code {})\n",
+            output.text(),
+            output.status.code()
+        );
     }
     sandbox.shutdown().await?;
     Ok(())

@@ -36,14 +36,20 @@ impl Output {
     /// replaced. Control characters of the guest are as it sent them: escape them before a terminal shows them
     /// to somebody who does not trust it.
     pub fn text(&self) -> String {
-        [&self.stdout, &self.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
+        [&self.stdout, &self.stderr]
+            .map(|bytes| String::from_utf8_lossy(bytes))
+            .concat()
     }
 }
 
 impl<'a> Command<'a> {
     /// `program` in `sandbox`: a path in the guest, or a name looked up in its `PATH`.
     pub fn new(sandbox: &'a dyn Sandbox, program: impl Into<OsString>) -> Self {
-        Self { sandbox, spec: CommandSpec::new(program), output_limit: OUTPUT_LIMIT }
+        Self {
+            sandbox,
+            spec: CommandSpec::new(program),
+            output_limit: OUTPUT_LIMIT,
+        }
     }
 
     /// Adds an argument.
@@ -182,9 +188,15 @@ impl Child {
     /// [`ExecError::OutputTooLarge`], or when the sandbox ends before the command.
     pub async fn output(mut self, limit: usize) -> Result<Output, ExecError> {
         self.stdin.take();
-        let (stdout, stderr) =
-            tokio::try_join!(read_all(self.stdout.take(), limit), read_all(self.stderr.take(), limit))?;
-        Ok(Output { status: self.process.wait().await?, stdout, stderr })
+        let (stdout, stderr) = tokio::try_join!(
+            read_all(self.stdout.take(), limit),
+            read_all(self.stderr.take(), limit)
+        )?;
+        Ok(Output {
+            status: self.process.wait().await?,
+            stdout,
+            stderr,
+        })
     }
 }
 
@@ -192,9 +204,13 @@ async fn read_all(stream: Option<Stream>, limit: usize) -> Result<Vec<u8>, ExecE
     let mut all = Vec::new();
     if let Some(stream) = stream {
         let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-        stream.take(most).read_to_end(&mut all).await.map_err(|error| match error.downcast::<ExecError>() {
-            Ok(exec) => exec,
-            Err(other) => ExecError::SandboxEnded { why: other.to_string() },
+        stream.take(most).read_to_end(&mut all).await.map_err(|error| {
+            match error.downcast::<ExecError>() {
+                Ok(exec) => exec,
+                Err(other) => ExecError::SandboxEnded {
+                    why: other.to_string(),
+                },
+            }
         })?;
     }
     if all.len() > limit {

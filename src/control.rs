@@ -35,18 +35,30 @@ pub(crate) struct Control {
 impl Control {
     /// Takes the agent's greeting from a fresh stream.
     pub(crate) async fn open(stream: BoxStream) -> Result<(Self, Hello), ControlError> {
-        let mut wire = Wire { stream, decoder: Decoder::new() };
+        let mut wire = Wire {
+            stream,
+            decoder: Decoder::new(),
+        };
         let AgentMessage::Hello(hello) = wire.receive().await? else {
             return Err(ControlError::Protocol("an answer before the greeting".into()));
         };
         let (calls, queue) = mpsc::channel(1);
-        Ok((Self { calls, task: tokio::spawn(serve(wire, queue)) }, hello))
+        Ok((
+            Self {
+                calls,
+                task: tokio::spawn(serve(wire, queue)),
+            },
+            hello,
+        ))
     }
 
     /// Asks for one thing. Dropping the future leaves the request to be answered and forgotten.
     pub(crate) async fn call(&self, call: Call) -> Result<(), ControlError> {
         let (answer, answered) = oneshot::channel();
-        self.calls.send((call, answer)).await.map_err(|_| ControlError::Ended)?;
+        self.calls
+            .send((call, answer))
+            .await
+            .map_err(|_| ControlError::Ended)?;
         answered.await.map_err(|_| ControlError::Ended)?
     }
 }
@@ -80,12 +92,17 @@ struct Wire {
 impl Wire {
     async fn ask(&mut self, request: Request) -> Result<(), ControlError> {
         let frame = frame::encode(&request).map_err(|error| ControlError::Protocol(error.to_string()))?;
-        self.stream.write_all(&frame).await.map_err(|_| ControlError::Ended)?;
+        self.stream
+            .write_all(&frame)
+            .await
+            .map_err(|_| ControlError::Ended)?;
         match self.receive().await? {
             AgentMessage::Response(Response { id, result }) if id == request.id => {
                 result.map_err(ControlError::Refused)
             }
-            _ => Err(ControlError::Protocol("an answer to nothing that was asked".into())),
+            _ => Err(ControlError::Protocol(
+                "an answer to nothing that was asked".into(),
+            )),
         }
     }
 

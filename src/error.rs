@@ -66,7 +66,9 @@ pub enum LaunchError {
         console: String,
     },
     /// The agent in the image is of another build than this program.
-    #[error("the guest's agent is of build {found:?}, this program needs {expected:?}: run `cargo xtask artifacts`")]
+    #[error(
+        "the guest's agent is of build {found:?}, this program needs {expected:?}: run `cargo xtask artifacts`"
+    )]
     OtherAgent {
         /// What was found.
         found: String,

@@ -36,13 +36,25 @@ pub(crate) async fn launch(said: SandboxBuilder) -> Result<Sandbox, LaunchError>
     let up = bring_up(&machine, plan.configure, plan.agent_build.as_deref());
     let (control, hello) = match tokio::time::timeout(limit, up).await {
         Ok(result) => result?,
-        Err(_) => return Err(LaunchError::StartTimeout { limit, console: machine.console_tail() }),
+        Err(_) => {
+            return Err(LaunchError::StartTimeout {
+                limit,
+                console: machine.console_tail(),
+            });
+        }
     };
     tracing::debug!(sandbox = %plan.id, phase = "up");
     let mut tasks = JoinSet::new();
     tasks.spawn(egress(Arc::clone(&machine), plan.proxy));
     tasks.spawn(watch(Arc::clone(&machine), plan.events.clone()));
-    Ok(Sandbox { id: plan.id, machine, control, events: plan.events, kernel: hello.kernel, _tasks: tasks })
+    Ok(Sandbox {
+        id: plan.id,
+        machine,
+        control,
+        events: plan.events,
+        kernel: hello.kernel,
+        _tasks: tasks,
+    })
 }
 
 /// All that is known before a machine runs.
@@ -73,7 +85,10 @@ impl Plan {
         }
 
         let (events, _) = broadcast::channel(events::BACKLOG);
-        let audit = AuditFanOut { events: events.clone(), sinks: said.audit };
+        let audit = AuditFanOut {
+            events: events.clone(),
+            sinks: said.audit,
+        };
         let mut proxy = Proxy::builder(id.clone())
             .policy(said.policy.unwrap_or_else(|| Arc::new(Rules::locked_down())))
             .audit(Arc::new(audit));
@@ -107,15 +122,27 @@ impl Plan {
             hostname: id.to_string(),
             machine_id: random(),
             // Set when it is sent.
-            wall_clock: WallClock { seconds: 0, nanoseconds: 0 },
+            wall_clock: WallClock {
+                seconds: 0,
+                nanoseconds: 0,
+            },
             entropy: EntropySeed(random()),
             user: GUEST_USER.into(),
             env: env.map(|(name, value)| (name.into(), value.into())).collect(),
             ca_pem: Some(proxy.ca_pem()),
             proxy: true,
-            exports: exports.iter().enumerate().map(|(index, export)| on_wire(index, export)).collect(),
+            exports: exports
+                .iter()
+                .enumerate()
+                .map(|(index, export)| on_wire(index, export))
+                .collect(),
         };
-        let spec = MachineSpec { id: id.clone(), memory, cpus, exports };
+        let spec = MachineSpec {
+            id: id.clone(),
+            memory,
+            cpus,
+            exports,
+        };
         Ok(Self {
             id,
             spec,
@@ -130,9 +157,16 @@ impl Plan {
 }
 
 fn export(path: &Path, despite_risk: bool, access: Access) -> Result<Export, LaunchError> {
-    let workspace::Workspace { directory, guest_path } = workspace::open(path, despite_risk)?;
+    let workspace::Workspace {
+        directory,
+        guest_path,
+    } = workspace::open(path, despite_risk)?;
     let directory: OwnedFd = directory;
-    Ok(Export { directory, guest_path, access })
+    Ok(Export {
+        directory,
+        guest_path,
+        access,
+    })
 }
 
 fn on_wire(index: usize, export: &Export) -> control::Export {
@@ -150,7 +184,10 @@ async fn bring_up(
     mut configure: Configure,
     agent_build: Option<&str>,
 ) -> Result<(Control, Hello), LaunchError> {
-    let not_up = |why: String| LaunchError::GuestDidNotComeUp { why, console: machine.console_tail() };
+    let not_up = |why: String| LaunchError::GuestDidNotComeUp {
+        why,
+        console: machine.console_tail(),
+    };
     let greeting = async {
         let stream = control_stream(machine).await?;
         Control::open(stream).await.map_err(|error| error.to_string())
@@ -162,9 +199,15 @@ async fn bring_up(
     if let Some(expected) = agent_build
         && (hello.build != expected || hello.protocol != sandbox_protocol::PROTOCOL_VERSION)
     {
-        return Err(LaunchError::OtherAgent { found: hello.build, expected: expected.to_owned() });
+        return Err(LaunchError::OtherAgent {
+            found: hello.build,
+            expected: expected.to_owned(),
+        });
     }
-    tracing::debug!(kernel = hello.kernel.escape_debug().to_string(), phase = "greeted");
+    tracing::debug!(
+        kernel = hello.kernel.escape_debug().to_string(),
+        phase = "greeted"
+    );
     configure.wall_clock = now();
     let configured = control.call(Call::Configure(Box::new(configure)));
     tokio::select! {
@@ -227,7 +270,9 @@ async fn watch(machine: Arc<dyn Machine>, events: broadcast::Sender<Event>) {
 }
 
 fn now() -> WallClock {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     WallClock {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         nanoseconds: since.subsec_nanos(),
@@ -236,7 +281,9 @@ fn now() -> WallClock {
 
 fn random_name() -> String {
     let bytes: [u8; 5] = random();
-    bytes.iter().fold("sandbox-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+    bytes
+        .iter()
+        .fold("sandbox-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 /// Bytes of the system's generator.

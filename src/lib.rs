@@ -1,9 +1,4 @@
-//! Run AI coding agents in microVMs that hold no secrets.
-//!
-//! A [`Sandbox`] is a microVM with its own Linux kernel. An agent has full rights in it over one project
-//! directory. Its only way out is a proxy on the host, which enforces a policy and adds credentials to
-//! requests: the keys never enter the microVM.
-
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod builder;

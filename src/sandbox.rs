@@ -78,9 +78,15 @@ impl Sandbox {
         self.machine.kill().await;
         match (asked, gone) {
             (_, Ok(MachineExit::Shutdown)) => Ok(()),
-            (Err(error), _) => Err(ExecError::Protocol { why: error.to_string() }),
-            (Ok(()), Ok(exit)) => Err(ExecError::SandboxEnded { why: exit.to_string() }),
-            (Ok(()), Err(_)) => Err(ExecError::Protocol { why: "the guest did not shut down in time".into() }),
+            (Err(error), _) => Err(ExecError::Protocol {
+                why: error.to_string(),
+            }),
+            (Ok(()), Ok(exit)) => Err(ExecError::SandboxEnded {
+                why: exit.to_string(),
+            }),
+            (Ok(()), Err(_)) => Err(ExecError::Protocol {
+                why: "the guest did not shut down in time".into(),
+            }),
         }
     }
 
@@ -97,15 +103,26 @@ impl sandbox_core::sandbox::Sandbox for Sandbox {
     }
 
     async fn spawn(&self, command: CommandSpec) -> Result<Box<dyn Process>, ExecError> {
-        let stream = self.machine.connect(ports::EXEC).await.map_err(|error| match error {
-            MachineError::Ended(exit) => ExecError::SandboxEnded { why: exit.to_string() },
-            other => ExecError::SpawnFailed { message: other.to_string(), errno: 0 },
-        })?;
+        let stream = self
+            .machine
+            .connect(ports::EXEC)
+            .await
+            .map_err(|error| match error {
+                MachineError::Ended(exit) => ExecError::SandboxEnded {
+                    why: exit.to_string(),
+                },
+                other => ExecError::SpawnFailed {
+                    message: other.to_string(),
+                    errno: 0,
+                },
+            })?;
         match crate::exec::spawn(stream, command).await {
             // A stream breaks because the machine ended: say how, rather than that.
             Err(ExecError::SandboxEnded { why }) => {
                 let exit = tokio::time::timeout(Duration::from_secs(1), self.machine.wait()).await;
-                Err(ExecError::SandboxEnded { why: exit.map_or(why, |exit| exit.to_string()) })
+                Err(ExecError::SandboxEnded {
+                    why: exit.map_or(why, |exit| exit.to_string()),
+                })
             }
             other => other,
         }

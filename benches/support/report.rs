@@ -20,20 +20,35 @@ pub struct Report {
 impl Report {
     /// An empty report of the benchmark `name`.
     pub fn new(name: &'static str) -> Self {
-        Self { name, rows: Vec::new() }
+        Self {
+            name,
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a number.
     pub fn add(&mut self, subject: &str, case: &str, metric: &'static str, unit: &'static str, value: f64) {
-        self.rows.push(Row { subject: subject.to_owned(), case: case.to_owned(), metric, unit, value });
+        self.rows.push(Row {
+            subject: subject.to_owned(),
+            case: case.to_owned(),
+            metric,
+            unit,
+            value,
+        });
     }
 
     /// Adds the median that criterion has just measured for `group/function`, in milliseconds.
     pub fn add_criterion(&mut self, subject: &str, case: &str, metric: &'static str) {
-        let file = criterion_directory().join(case).join(subject).join("new/estimates.json");
+        let file = criterion_directory()
+            .join(case)
+            .join(subject)
+            .join("new/estimates.json");
         match median_nanoseconds(&file) {
             Some(nanoseconds) => self.add(subject, case, metric, "ms", nanoseconds / 1e6),
-            None => eprintln!("no estimate in {}: was the benchmark filtered out?", file.display()),
+            None => eprintln!(
+                "no estimate in {}: was the benchmark filtered out?",
+                file.display()
+            ),
         }
     }
 
@@ -45,9 +60,15 @@ impl Report {
 
     /// Prints the table and writes `target/bench/NAME.json`, or beneath `$SANDBOX_BENCH_DIR` if set.
     pub fn finish(self) {
-        println!("\n{:<16} {:<22} {:<14} {:>12} unit", "subject", "case", "metric", "value");
+        println!(
+            "\n{:<16} {:<22} {:<14} {:>12} unit",
+            "subject", "case", "metric", "value"
+        );
         for row in &self.rows {
-            println!("{:<16} {:<22} {:<14} {:>12.3} {}", row.subject, row.case, row.metric, row.value, row.unit);
+            println!(
+                "{:<16} {:<22} {:<14} {:>12.3} {}",
+                row.subject, row.case, row.metric, row.value, row.unit
+            );
         }
         let rows: Vec<_> = self
             .rows
@@ -59,7 +80,8 @@ impl Report {
                 })
             })
             .collect();
-        let directory = std::env::var_os("SANDBOX_BENCH_DIR").map_or_else(|| target().join("bench"), PathBuf::from);
+        let directory =
+            std::env::var_os("SANDBOX_BENCH_DIR").map_or_else(|| target().join("bench"), PathBuf::from);
         let file = directory.join(format!("{}.json", self.name));
         let json = serde_json::to_vec_pretty(&rows).expect("numbers and texts");
         let written = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&file, json));
@@ -71,8 +93,10 @@ impl Report {
 }
 
 fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from)
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
+        PathBuf::from,
+    )
 }
 
 fn criterion_directory() -> PathBuf {

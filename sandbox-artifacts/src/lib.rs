@@ -32,6 +32,9 @@ const RUNTIME: [Kind; 6] = [
     Kind::LayerTemplate,
 ];
 
+/// The agent's name on its disk and beside it.
+const AGENT_PROGRAM: &str = "sandbox-agent";
+
 /// Where each artefact is. All of them are of this program's own source tree.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
@@ -83,6 +86,12 @@ impl Artifacts {
     #[must_use]
     pub fn agent_image(&self) -> PathBuf {
         self.path(Kind::Agent)
+    }
+
+    /// The agent as a program, for backends without a machine: see `sandbox-agent --unix`.
+    #[must_use]
+    pub fn agent_program(&self) -> PathBuf {
+        self.agent_image().with_file_name(AGENT_PROGRAM)
     }
 
     /// The VMM helper program.

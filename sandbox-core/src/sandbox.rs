@@ -60,7 +60,9 @@ pub enum ExecError {
         errno: i32,
     },
     /// The command said more than the caller wanted to hold. It was ended.
-    #[error("the command's output is over {limit} bytes: raise it with .output_limit(), or read it as a stream")]
+    #[error(
+        "the command's output is over {limit} bytes: raise it with .output_limit(), or read it as a stream"
+    )]
     OutputTooLarge {
         /// The limit, in bytes, for each of the two outputs.
         limit: usize,

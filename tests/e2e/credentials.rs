@@ -28,8 +28,17 @@ fn a_server_that_echoes_the_key_does_not_give_it_to_the_guest() {
             assert!(text.contains("x-api-key:"), "the server did echo: {text}");
             assert!(!text.contains(&shared.key), "over {version}: {text}");
         }
-        let call = shared.api.seen().into_iter().rfind(|seen| seen.target == "/echo").unwrap();
-        assert_eq!(call.headers["x-api-key"], shared.key.as_str(), "the key was there to be echoed");
+        let call = shared
+            .api
+            .seen()
+            .into_iter()
+            .rfind(|seen| seen.target == "/echo")
+            .unwrap();
+        assert_eq!(
+            call.headers["x-api-key"],
+            shared.key.as_str(),
+            "the key was there to be echoed"
+        );
     });
 }
 
@@ -37,8 +46,14 @@ fn a_server_that_echoes_the_key_does_not_give_it_to_the_guest() {
 fn both_http_versions_reach_the_server() {
     run(async {
         let url = api_url("/version").await;
-        let one = sh_ok(&format!("curl -sS -o /dev/null -w '%{{http_version}}' --http1.1 {url}")).await;
-        let two = sh_ok(&format!("curl -sS -o /dev/null -w '%{{http_version}}' --http2 {url}")).await;
+        let one = sh_ok(&format!(
+            "curl -sS -o /dev/null -w '%{{http_version}}' --http1.1 {url}"
+        ))
+        .await;
+        let two = sh_ok(&format!(
+            "curl -sS -o /dev/null -w '%{{http_version}}' --http2 {url}"
+        ))
+        .await;
         assert_eq!((one.as_str(), two.as_str()), ("1.1", "2"));
     });
 }
@@ -48,12 +63,23 @@ fn another_host_header_gets_no_key_and_no_answer() {
     run(async {
         let url = api_url("/fronted").await;
         for version in ["--http1.1", "--http2"] {
-            let asked = format!("curl -s -o /dev/null -w '%{{http_code}}' {version} -H 'Host: evil.example' {url}");
+            let asked =
+                format!("curl -s -o /dev/null -w '%{{http_code}}' {version} -H 'Host: evil.example' {url}");
             let output = sh(&asked).await;
             let status = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(["400", "403", "421", "000"].contains(&status.as_str()), "over {version}: {status}");
+            assert!(
+                ["400", "403", "421", "000"].contains(&status.as_str()),
+                "over {version}: {status}"
+            );
         }
-        assert!(shared().await.api.seen().iter().all(|seen| seen.target != "/fronted"));
+        assert!(
+            shared()
+                .await
+                .api
+                .seen()
+                .iter()
+                .all(|seen| seen.target != "/fronted")
+        );
     });
 }
 
@@ -61,7 +87,8 @@ fn another_host_header_gets_no_key_and_no_answer() {
 fn another_server_name_gets_no_connection() {
     run(async {
         let port = shared().await.api.port();
-        let script = format!("import socket, ssl
+        let script = format!(
+            "import socket, ssl
 s = socket.create_connection(('127.0.0.1', 3128))
 s.sendall(b'CONNECT {API}:{port} HTTP/1.1\\r\\nHost: {API}:{port}\\r\\n\\r\\n')
 head = s.recv(4096)
@@ -70,10 +97,21 @@ try:
     w = t.wrap_socket(s, server_hostname='evil.example')
     w.sendall(b'GET /sni HTTP/1.1\\r\\nHost: {API}:{port}\\r\\nConnection: close\\r\\n\\r\\n')
     print('ANSWER', w.recv(64))
-except Exception as e: print('refused', type(e).__name__)");
-        let output = shared().await.sandbox.command("python3").args(["-c", &script]).output().await.unwrap();
+except Exception as e: print('refused', type(e).__name__)"
+        );
+        let output = shared()
+            .await
+            .sandbox
+            .command("python3")
+            .args(["-c", &script])
+            .output()
+            .await
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.starts_with("refused") || text.contains("421") || text.contains("403"), "{text}");
+        assert!(
+            text.starts_with("refused") || text.contains("421") || text.contains("403"),
+            "{text}"
+        );
         assert!(shared().await.api.seen().iter().all(|seen| seen.target != "/sni"));
     });
 }
@@ -83,7 +121,14 @@ fn python_and_git_trust_the_sandbox_as_curl_does() {
     run(async {
         let url = api_url("/python").await;
         let script = format!("import urllib.request; print(urllib.request.urlopen('{url}').status)");
-        let output = shared().await.sandbox.command("python3").args(["-c", &script]).output().await.unwrap();
+        let output = shared()
+            .await
+            .sandbox
+            .command("python3")
+            .args(["-c", &script])
+            .output()
+            .await
+            .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "200\n", "{stderr}");
         let url = api_url("/repository.git").await;
@@ -92,6 +137,10 @@ fn python_and_git_trust_the_sandbox_as_curl_does() {
         // The stand-in serves no repository; what counts is that TLS went through and the request arrived.
         assert!(!text.contains("certificate"), "{text}");
         let seen = shared().await.api.seen();
-        assert!(seen.iter().any(|seen| seen.target.starts_with("/repository.git/info/refs")), "{text}");
+        assert!(
+            seen.iter()
+                .any(|seen| seen.target.starts_with("/repository.git/info/refs")),
+            "{text}"
+        );
     });
 }

@@ -11,8 +11,17 @@ use crate::fixture::{run, sh, sh_ok, shared};
 fn any_bytes_pass_both_ways_unchanged() {
     run(async {
         // More than every window and pipe on the way, and no text.
-        let sent: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let mut child = shared().await.sandbox.command("cat").stdin(Stdin::Piped).spawn().await.unwrap();
+        let sent: Vec<u8> = (0..3_000_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let mut child = shared()
+            .await
+            .sandbox
+            .command("cat")
+            .stdin(Stdin::Piped)
+            .spawn()
+            .await
+            .unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let to_send = sent.clone();
         let writer = tokio::spawn(async move {
@@ -20,10 +29,21 @@ fn any_bytes_pass_both_ways_unchanged() {
             stdin.shutdown().await.unwrap();
         });
         let mut received = Vec::new();
-        child.stdout.take().unwrap().read_to_end(&mut received).await.unwrap();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_end(&mut received)
+            .await
+            .unwrap();
         writer.await.unwrap();
         assert_eq!(child.wait().await.unwrap(), ExitStatus::Code(0));
-        assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
+        assert!(
+            received == sent,
+            "{} of {} bytes came back",
+            received.len(),
+            sent.len()
+        );
     });
 }
 
@@ -48,8 +68,17 @@ fn exit_codes_and_signals_are_told_apart() {
 #[test]
 fn signals_reach_the_whole_process_group() {
     run(async {
-        let script = "trap 'echo caught; exit 3' TERM; echo ready; sleep 1000 & wait";
-        let mut child = shared().await.sandbox.command("sh").args(["-c", script]).spawn().await.unwrap();
+        // Ready when `sleep` runs: before its exec it would still be a shell, which puts the signal off.
+        let script = "trap 'echo caught; exit 3' TERM; sleep 1000 & \
+                      until grep -q sleep /proc/$!/comm; do :; done; echo ready; wait";
+        let mut child = shared()
+            .await
+            .sandbox
+            .command("sh")
+            .args(["-c", script])
+            .spawn()
+            .await
+            .unwrap();
         let mut stdout = child.stdout.take().unwrap();
         let mut ready = [0; 6];
         stdout.read_exact(&mut ready).await.unwrap();
@@ -65,7 +94,11 @@ fn signals_reach_the_whole_process_group() {
 #[test]
 fn a_dropped_child_is_ended_with_all_it_started() {
     run(async {
-        let child = shared().await.sandbox.command("sh").args(["-c", "sleep 7654 & sleep 7654"]);
+        let child = shared()
+            .await
+            .sandbox
+            .command("sh")
+            .args(["-c", "sleep 7654 & sleep 7654"]);
         let mut child = child.spawn().await.unwrap();
         let pid = child.id();
         child.stdout.take();
@@ -83,16 +116,45 @@ fn a_dropped_child_is_ended_with_all_it_started() {
 fn directory_environment_and_user_are_as_asked() {
     run(async {
         let sandbox = &shared().await.sandbox;
-        let output = sandbox.command("pwd").current_dir("/usr/share").output().await.unwrap();
+        let output = sandbox
+            .command("pwd")
+            .current_dir("/usr/share")
+            .output()
+            .await
+            .unwrap();
         assert_eq!(output.stdout, b"/usr/share\n");
         let show = "echo $FOO-$HOME-$(id -un)-$(id -u)";
-        let output = sandbox.command("sh").args(["-c", show]).env("FOO", "a b").output().await.unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), "a b-/home/agent-agent-1000\n");
-        let root = sandbox.command("sh").args(["-c", show]).user(User::Root).output().await.unwrap();
+        let output = sandbox
+            .command("sh")
+            .args(["-c", show])
+            .env("FOO", "a b")
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            "a b-/home/agent-agent-1000\n"
+        );
+        let root = sandbox
+            .command("sh")
+            .args(["-c", show])
+            .user(User::Root)
+            .output()
+            .await
+            .unwrap();
         assert!(String::from_utf8(root.stdout).unwrap().ends_with("-root-0\n"));
-        let bare = sandbox.command("/usr/bin/env").env_clear().env("ONLY", "1").output().await.unwrap();
+        let bare = sandbox
+            .command("/usr/bin/env")
+            .env_clear()
+            .env("ONLY", "1")
+            .output()
+            .await
+            .unwrap();
         assert_eq!(bare.stdout, b"ONLY=1\n");
-        let removed = sandbox.command("sh").args(["-c", "echo [$https_proxy]"]).env_remove("https_proxy");
+        let removed = sandbox
+            .command("sh")
+            .args(["-c", "echo [$https_proxy]"])
+            .env_remove("https_proxy");
         assert_eq!(removed.output().await.unwrap().stdout, b"[]\n");
     });
 }
@@ -106,7 +168,10 @@ fn the_unprivileged_user_can_become_root_inside() {
 fn a_command_past_its_timeout_is_ended() {
     run(async {
         let sandbox = &shared().await.sandbox;
-        let slow = sandbox.command("sleep").arg("100000").timeout(Duration::from_millis(300));
+        let slow = sandbox
+            .command("sleep")
+            .arg("100000")
+            .timeout(Duration::from_millis(300));
         assert_eq!(slow.status().await.unwrap(), ExitStatus::TimedOut);
         let quick = sandbox.command("true").timeout(Duration::from_secs(300));
         assert_eq!(quick.status().await.unwrap(), ExitStatus::Code(0));
@@ -121,7 +186,12 @@ fn commands_that_cannot_run_say_why() {
         assert!(matches!(error, ExecError::NotFound { .. }), "{error}");
         let error = sandbox.command("/etc/passwd").status().await.unwrap_err();
         assert!(matches!(error, ExecError::PermissionDenied { .. }), "{error}");
-        let error = sandbox.command("true").current_dir("/nowhere").status().await.unwrap_err();
+        let error = sandbox
+            .command("true")
+            .current_dir("/nowhere")
+            .status()
+            .await
+            .unwrap_err();
         assert!(matches!(error, ExecError::BadWorkingDirectory { .. }), "{error}");
         let error = sandbox.command("true").arg("a\0b").status().await.unwrap_err();
         assert!(matches!(error, ExecError::InvalidCommand { .. }), "{error}");
@@ -131,15 +201,28 @@ fn commands_that_cannot_run_say_why() {
 #[test]
 fn output_over_the_limit_is_an_error_and_ends_the_command() {
     run(async {
-        let endless = shared().await.sandbox.command("yes").output_limit(100_000).output().await;
-        assert!(matches!(endless, Err(ExecError::OutputTooLarge { limit: 100_000 })));
+        let endless = shared()
+            .await
+            .sandbox
+            .command("yes")
+            .output_limit(100_000)
+            .output()
+            .await;
+        assert!(matches!(
+            endless,
+            Err(ExecError::OutputTooLarge { limit: 100_000 })
+        ));
     });
 }
 
 #[test]
 fn unread_output_does_not_hold_back_the_exit() {
     run(async {
-        let command = shared().await.sandbox.command("sh").args(["-c", "head -c 50000 /dev/zero; exit 5"]);
+        let command = shared()
+            .await
+            .sandbox
+            .command("sh")
+            .args(["-c", "head -c 50000 /dev/zero; exit 5"]);
         let mut child = command.spawn().await.unwrap();
         assert_eq!(child.wait().await.unwrap(), ExitStatus::Code(5));
     });

@@ -16,7 +16,9 @@ use crate::fixture::{fresh_directory, run};
 const ORCHESTRATOR: &str = "SANDBOX_TEST_ORCHESTRATOR";
 
 fn small(name: &str) -> SandboxBuilder {
-    Sandbox::builder().workspace(fresh_directory(name)).memory(Size::mib(256))
+    Sandbox::builder()
+        .workspace(fresh_directory(name))
+        .memory(Size::mib(256))
 }
 
 fn images() -> sandbox::KvmImages {
@@ -30,14 +32,19 @@ fn vmms() -> BTreeSet<u32> {
         name.starts_with("sandbox-vmm")
     };
     let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_vmm).collect()
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_vmm)
+        .collect()
 }
 
 /// Ids of VMM processes of one orchestrator.
 fn vmms_of(parent: u32) -> BTreeSet<u32> {
     let is_child = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        let parent_field = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(1));
         parent_field == Some(parent.to_string().as_str())
     };
     vmms().into_iter().filter(is_child).collect()
@@ -47,7 +54,10 @@ fn vmms_of(parent: u32) -> BTreeSet<u32> {
 fn wait_until_gone(pid: u32) {
     let running = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+        stat.rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().next())
+            .is_some_and(|state| state != "Z")
     };
     while running(pid) {
         std::thread::sleep(Duration::from_millis(20));
@@ -63,13 +73,18 @@ fn device_that_may_not_be_opened_names_the_group() {
     // Only this thread becomes an unprivileged user: credentials are per thread on Linux.
     std::thread::spawn(move || {
         use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-        let (nobody, nogroup) = (rustix::process::Uid::from_raw(65534), rustix::process::Gid::from_raw(65534));
+        let (nobody, nogroup) = (
+            rustix::process::Uid::from_raw(65534),
+            rustix::process::Gid::from_raw(65534),
+        );
         set_thread_groups(&[]).unwrap();
         set_thread_res_gid(nogroup, nogroup, nogroup).unwrap();
         set_thread_res_uid(nobody, nobody, nobody).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let error = runtime.block_on(backend.probe()).unwrap_err();
-        let BackendError::NoPermission { group, .. } = &error else { panic!("{error:?}") };
+        let BackendError::NoPermission { group, .. } = &error else {
+            panic!("{error:?}")
+        };
         assert!(!group.is_empty());
         assert!(error.to_string().contains("usermod -aG"), "{error}");
     })
@@ -87,15 +102,28 @@ fn missing_artefacts_and_those_of_another_build_name_the_command() {
 
         let mut gone = images();
         gone.agent = "/nonexistent/agent.erofs".into();
-        let error = small("gone").backend(KvmBackend::new(gone)).launch().await.err().unwrap();
+        let error = small("gone")
+            .backend(KvmBackend::new(gone))
+            .launch()
+            .await
+            .err()
+            .unwrap();
         let missing = matches!(&error, LaunchError::Backend(BackendError::ArtefactMissing { path, .. })
             if path == Path::new("/nonexistent/agent.erofs"));
         assert!(missing, "{error:?}");
 
         let mut other = images();
         other.helper_build = Some("0123456789abcdef".into());
-        let error = small("other").backend(KvmBackend::new(other)).launch().await.err().unwrap();
-        assert!(matches!(error, LaunchError::Backend(BackendError::OtherBuild { .. })), "{error:?}");
+        let error = small("other")
+            .backend(KvmBackend::new(other))
+            .launch()
+            .await
+            .err()
+            .unwrap();
+        assert!(
+            matches!(error, LaunchError::Backend(BackendError::OtherBuild { .. })),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("cargo xtask artifacts"), "{error}");
     });
 }
@@ -110,7 +138,10 @@ fn unparsable_rule_points_at_the_character() {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n");
-        assert!(text.lines().any(|line| line.trim() == "^"), "a caret under the character: {text}");
+        assert!(
+            text.lines().any(|line| line.trim() == "^"),
+            "a caret under the character: {text}"
+        );
     });
 }
 
@@ -118,10 +149,18 @@ fn unparsable_rule_points_at_the_character() {
 fn credential_that_cannot_be_found_stops_the_launch() {
     run(async {
         let source = sources::Env::new("SANDBOX_TEST_NO_SUCH_VARIABLE");
-        let error = small("credential").credential(Service::anthropic(), source).launch().await.err().unwrap();
+        let error = small("credential")
+            .credential(Service::anthropic(), source)
+            .launch()
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, LaunchError::Credential(_)), "{error:?}");
         let text = error.to_string();
-        assert!(text.contains("anthropic") && text.contains("SANDBOX_TEST_NO_SUCH_VARIABLE"), "{text}");
+        assert!(
+            text.contains("anthropic") && text.contains("SANDBOX_TEST_NO_SUCH_VARIABLE"),
+            "{text}"
+        );
     });
 }
 
@@ -129,7 +168,11 @@ fn credential_that_cannot_be_found_stops_the_launch() {
 fn impossible_amounts_are_refused_before_anything_starts() {
     run(async {
         let before = vmms_of(std::process::id());
-        for builder in [small("m").memory(Size::mib(1)), small("m").memory(Size::gib(4096)), small("c").cpus(0)] {
+        for builder in [
+            small("m").memory(Size::mib(1)),
+            small("m").memory(Size::gib(4096)),
+            small("c").cpus(0),
+        ] {
             let error = builder.launch().await.err().unwrap();
             assert!(matches!(error, LaunchError::Resources(_)), "{error:?}");
         }
@@ -145,10 +188,20 @@ fn guest_that_does_not_come_up_shows_its_last_words() {
         let mut broken = images();
         // A root file system without our agent: the kernel panics for lack of an init.
         broken.agent = broken.base.clone();
-        let error = small("broken").backend(KvmBackend::new(broken)).launch().await.err().unwrap();
-        let LaunchError::GuestDidNotComeUp { console, .. } = &error else { panic!("{error:?}") };
+        let error = small("broken")
+            .backend(KvmBackend::new(broken))
+            .launch()
+            .await
+            .err()
+            .unwrap();
+        let LaunchError::GuestDidNotComeUp { console, .. } = &error else {
+            panic!("{error:?}")
+        };
         assert!(console.contains("Kernel panic"), "{console}");
-        assert!(!console.contains('\x1b') && !console.contains('\r'), "control characters are escaped");
+        assert!(
+            !console.contains('\x1b') && !console.contains('\r'),
+            "control characters are escaped"
+        );
     });
 }
 
@@ -167,8 +220,14 @@ fn killed_vmm_is_an_error_value_and_not_the_end_of_the_host_program() {
         )
         .unwrap();
         let exit = sandbox.wait().await;
-        assert!(matches!(&exit, MachineExit::MonitorDied { why } if why.contains('9')), "{exit:?}");
-        assert!(matches!(running.wait().await, Err(ExecError::SandboxEnded { .. })));
+        assert!(
+            matches!(&exit, MachineExit::MonitorDied { why } if why.contains('9')),
+            "{exit:?}"
+        );
+        assert!(matches!(
+            running.wait().await,
+            Err(ExecError::SandboxEnded { .. })
+        ));
         let error = sandbox.command("true").status().await.unwrap_err();
         assert!(matches!(error, ExecError::SandboxEnded { .. }), "{error:?}");
         wait_until_gone(vmm);
@@ -179,7 +238,11 @@ fn killed_vmm_is_an_error_value_and_not_the_end_of_the_host_program() {
 fn shutdown_ends_the_machine_and_keeps_what_was_written() {
     run(async {
         let workspace = fresh_directory("shutdown");
-        let sandbox = Sandbox::builder().workspace(&workspace).memory(Size::mib(256)).launch().await;
+        let sandbox = Sandbox::builder()
+            .workspace(&workspace)
+            .memory(Size::mib(256))
+            .launch()
+            .await;
         let sandbox = sandbox.unwrap_or_else(|e| panic!("{e}"));
         let command = sandbox.command("sh").args(["-c", "echo kept > file"]);
         assert!(command.status().await.unwrap().success());
@@ -213,7 +276,11 @@ fn killed_orchestrator_takes_its_vmm_with_it_at_any_phase() {
     // By what the orchestrator says when it reaches them.
     for phase in ["start", "machine", "greeted", "up"] {
         let mut orchestrator = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "faults::killed_orchestrator_takes_its_vmm_with_it_at_any_phase", "--nocapture"])
+            .args([
+                "--exact",
+                "faults::killed_orchestrator_takes_its_vmm_with_it_at_any_phase",
+                "--nocapture",
+            ])
             .env(ORCHESTRATOR, fresh_directory(&format!("orchestrator-{phase}")))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -221,7 +288,10 @@ fn killed_orchestrator_takes_its_vmm_with_it_at_any_phase() {
             .unwrap();
         let mut said = BufReader::new(orchestrator.stderr.take().unwrap()).lines();
         let mark = format!("phase={phase}");
-        let reached = said.by_ref().map_while(Result::ok).any(|line| line.replace('"', "").contains(&mark));
+        let reached = said
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.replace('"', "").contains(&mark));
         assert!(reached, "the orchestrator never came to {phase}");
         let vmms = vmms_of(orchestrator.id());
         assert!(phase == "start" || vmms.len() == 1, "at {phase}: {vmms:?}");
@@ -240,9 +310,17 @@ fn orchestrate() {
         .with_writer(std::io::stderr)
         .init();
     let workspace = PathBuf::from(std::env::var_os(ORCHESTRATOR).unwrap());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
-        let _sandbox = Sandbox::builder().workspace(workspace).memory(Size::mib(256)).launch().await.unwrap();
+        let _sandbox = Sandbox::builder()
+            .workspace(workspace)
+            .memory(Size::mib(256))
+            .launch()
+            .await
+            .unwrap();
         std::future::pending::<()>().await;
     });
 }
@@ -257,7 +335,10 @@ fn full_layer_is_an_error_in_the_guest_and_leaves_the_sandbox_usable() {
             .arg(&disk)
             .status()
             .unwrap();
-        assert!(mounted.success(), "this test mounts a file system: run it as root");
+        assert!(
+            mounted.success(),
+            "this test mounts a file system: run it as root"
+        );
         let unmount = Unmount(disk.clone());
         let sandbox = small("full")
             .backend(KvmBackend::new(images()).layer_directory(&disk))
@@ -289,7 +370,10 @@ struct Unmount(PathBuf);
 impl Drop for Unmount {
     fn drop(&mut self) {
         // Lazily: the VMM process may still be on its way out.
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
     }
 }
 
@@ -298,11 +382,20 @@ fn a_layer_that_cannot_be_made_says_that_the_disk_is_full() {
     run(async {
         let disk = fresh_directory("no-room");
         let mount = ["-t", "tmpfs", "-o", "size=4k", "sandbox-test"];
-        assert!(std::process::Command::new("mount").args(mount).arg(&disk).status().unwrap().success());
+        assert!(
+            std::process::Command::new("mount")
+                .args(mount)
+                .arg(&disk)
+                .status()
+                .unwrap()
+                .success()
+        );
         let _unmount = Unmount(disk.clone());
         let backend = KvmBackend::new(images()).layer_directory(&disk);
         let error = small("no-room").backend(backend).launch().await.err().unwrap();
-        let LaunchError::Backend(BackendError::DiskFull { directory }) = &error else { panic!("{error:?}") };
+        let LaunchError::Backend(BackendError::DiskFull { directory }) = &error else {
+            panic!("{error:?}")
+        };
         assert_eq!(directory, &disk);
     });
 }

@@ -29,7 +29,11 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
                 .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
                 .with_test_writer()
                 .init();
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap()
         })
         .block_on(test)
 }
@@ -42,8 +46,16 @@ pub async fn shared() -> &'static Shared {
             let key = random_key();
             let api = StandIn::start(API, &key).await.unwrap();
             let workspace = fresh_directory("shared");
-            let sandbox = with_api(&workspace, &api, &key).launch().await.unwrap_or_else(|e| panic!("{e}"));
-            Shared { sandbox, workspace, api, key }
+            let sandbox = with_api(&workspace, &api, &key)
+                .launch()
+                .await
+                .unwrap_or_else(|e| panic!("{e}"));
+            Shared {
+                sandbox,
+                workspace,
+                api,
+                key,
+            }
         })
         .await
 }
@@ -73,14 +85,25 @@ pub fn api_service(api: &StandIn) -> Service {
 
 /// A shell command in the shared sandbox.
 pub async fn sh(script: &str) -> Output {
-    shared().await.sandbox.command("sh").args(["-c", script]).output().await.unwrap_or_else(|e| panic!("{e}"))
+    shared()
+        .await
+        .sandbox
+        .command("sh")
+        .args(["-c", script])
+        .output()
+        .await
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// As [`sh`], for a script that must succeed; gives its output as text.
 pub async fn sh_ok(script: &str) -> String {
     let output = sh(script).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script:?} ended with {:?}: {stderr}", output.status);
+    assert!(
+        output.status.success(),
+        "{script:?} ended with {:?}: {stderr}",
+        output.status
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -100,7 +123,12 @@ pub fn fresh_directory(name: &str) -> PathBuf {
 fn random_key() -> String {
     use std::io::Read as _;
     let mut bytes = [0; 24];
-    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    std::fs::File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut bytes)
+        .unwrap();
     // '+' and '=' so that percent-encoding changes it.
-    bytes.iter().fold("sk+test=".to_owned(), |key, byte| format!("{key}{byte:02x}"))
+    bytes
+        .iter()
+        .fold("sk+test=".to_owned(), |key, byte| format!("{key}{byte:02x}"))
 }

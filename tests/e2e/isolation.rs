@@ -15,7 +15,10 @@ fn process_list_holds_guest_processes_only() {
         beacon.kill().unwrap();
         beacon.wait().unwrap();
         assert!(!processes.contains("98765"), "{processes}");
-        assert!(processes.contains("sleep 4321"), "the search would find one: {processes}");
+        assert!(
+            processes.contains("sleep 4321"),
+            "the search would find one: {processes}"
+        );
     });
 }
 
@@ -44,10 +47,23 @@ fn home_directory_of_the_host_is_not_there() {
         let of_host: Vec<_> = std::fs::read_dir(&home)
             .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
             .unwrap_or_default();
-        let as_root = shared().await.sandbox.command("ls").arg("-A").arg(&home).user(User::Root);
+        let as_root = shared()
+            .await
+            .sandbox
+            .command("ls")
+            .arg("-A")
+            .arg(&home)
+            .user(User::Root);
         let listing = String::from_utf8(as_root.output().await.unwrap().stdout).unwrap();
-        for name in of_host.iter().filter_map(|name| name.to_str()).filter(|name| name.starts_with(".cargo")) {
-            assert!(!listing.lines().any(|line| line == name), "{name} is in the guest: {listing}");
+        for name in of_host
+            .iter()
+            .filter_map(|name| name.to_str())
+            .filter(|name| name.starts_with(".cargo"))
+        {
+            assert!(
+                !listing.lines().any(|line| line == name),
+                "{name} is in the guest: {listing}"
+            );
         }
     });
 }
@@ -60,7 +76,10 @@ fn environment_holds_no_variable_of_the_host() {
         let environment = sh_ok("env; sudo env; cat /proc/1/environ 2>/dev/null | tr '\\0' '\\n'").await;
         assert!(!environment.contains("SANDBOX_TEST_CANARY"), "{environment}");
         assert!(!environment.contains(&planted) && !environment.contains(&shared().await.key));
-        assert!(environment.contains("STAND_IN_API_KEY="), "a placeholder lets tools start: {environment}");
+        assert!(
+            environment.contains("STAND_IN_API_KEY="),
+            "a placeholder lets tools start: {environment}"
+        );
     });
 }
 
@@ -78,12 +97,27 @@ for host in ('127.0.0.1', '10.0.0.1', '192.168.1.1', '172.17.0.1', '169.254.169.
     except OSError as e: print(host, errno.errorcode.get(e.errno, repr(e)))
 "
         );
-        let output = shared().await.sandbox.command("python3").args(["-c", &script]).output().await.unwrap();
+        let output = shared()
+            .await
+            .sandbox
+            .command("python3")
+            .args(["-c", &script])
+            .output()
+            .await
+            .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(text.lines().count(), 6, "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            text.lines().count(),
+            6,
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(text.contains("127.0.0.1 ECONNREFUSED"), "{text}");
         for line in text.lines().skip(1) {
-            assert!(line.ends_with("ENETUNREACH") || line.ends_with("EHOSTUNREACH"), "{line}");
+            assert!(
+                line.ends_with("ENETUNREACH") || line.ends_with("EHOSTUNREACH"),
+                "{line}"
+            );
         }
     });
 }
@@ -92,8 +126,13 @@ for host in ('127.0.0.1', '10.0.0.1', '192.168.1.1', '172.17.0.1', '169.254.169.
 fn there_is_no_network_device_but_loopback() {
     run(async {
         assert_eq!(sh_ok("ls /sys/class/net").await.trim(), "lo");
-        let raw = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(b'x', ('10.0.0.1', 0))";
-        let command = shared().await.sandbox.command("python3").args(["-c", raw]).user(User::Root);
+        let raw = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(bytes(8), ('10.0.0.1', 0))";
+        let command = shared()
+            .await
+            .sandbox
+            .command("python3")
+            .args(["-c", raw])
+            .user(User::Root);
         let output = command.output().await.unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{stderr}");
@@ -106,14 +145,27 @@ fn workspace_that_is_a_home_directory_is_refused() {
     run(async {
         let home = std::env::home_dir().unwrap();
         let error = Sandbox::builder().workspace(&home).launch().await.err().unwrap();
-        assert!(matches!(error, LaunchError::Workspace(WorkspaceError::Home { .. })), "{error}");
-        assert!(error.to_string().contains("workspace_despite_risk"), "says how to force it: {error}");
-        for (path, what) in [("/", "root"), ("/nonexistent-workspace", "missing"), ("/etc/hostname", "file")] {
+        assert!(
+            matches!(error, LaunchError::Workspace(WorkspaceError::Home { .. })),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("workspace_despite_risk"),
+            "says how to force it: {error}"
+        );
+        for (path, what) in [
+            ("/", "root"),
+            ("/nonexistent-workspace", "missing"),
+            ("/etc/hostname", "file"),
+        ] {
             let error = Sandbox::builder().workspace(path).launch().await.err().unwrap();
             let right = match what {
                 "root" => matches!(error, LaunchError::Workspace(WorkspaceError::Root)),
                 "missing" => matches!(error, LaunchError::Workspace(WorkspaceError::Missing { .. })),
-                _ => matches!(error, LaunchError::Workspace(WorkspaceError::NotADirectory { .. })),
+                _ => matches!(
+                    error,
+                    LaunchError::Workspace(WorkspaceError::NotADirectory { .. })
+                ),
             };
             assert!(right, "{path}: {error:?}");
         }

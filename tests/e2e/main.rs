@@ -4,8 +4,12 @@
 //! ([`fixture::shared`]) unless they change or end it. The tests of `core` are the ones that run directly also
 //! where guest kernels are interpreted and everything is slow.
 
-#![expect(clippy::unwrap_used, reason = "all of this is test code; clippy sees that of #[test] functions only")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is test code; clippy sees that of #[test] functions only"
+)]
 
+mod backends;
 mod core;
 mod credentials;
 mod exec;

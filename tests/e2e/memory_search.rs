@@ -8,12 +8,18 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use crate::fixture::{api_rules, api_service, API, fresh_directory, run};
+use aho_corasick::AhoCorasick;
+
+use crate::fixture::{API, api_rules, api_service, fresh_directory, run};
 use sandbox::{Sandbox, sources};
 use stand_in::StandIn;
 
 /// What is looked for, in every form that a program could keep it in.
-struct Needles(Vec<(String, Vec<u8>)>);
+struct Needles {
+    names: Vec<String>,
+    search: AhoCorasick,
+    longest: usize,
+}
 
 impl Needles {
     fn new(secret: &str) -> Self {
@@ -22,7 +28,9 @@ impl Needles {
         let percent: String = bytes
             .iter()
             .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(*byte).to_string(),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    char::from(*byte).to_string()
+                }
                 other => format!("%{other:02X}"),
             })
             .collect();
@@ -34,17 +42,27 @@ impl Needles {
         ];
         // Base64 looks different at each of three offsets; the middle part depends on the secret alone.
         for offset in 0..3 {
-            let shifted: Vec<u8> = std::iter::repeat_n(b'x', offset).chain(bytes.iter().copied()).collect();
+            let shifted: Vec<u8> = std::iter::repeat_n(b'x', offset)
+                .chain(bytes.iter().copied())
+                .collect();
             let text = base64(&shifted);
             let whole = text.len() - 4;
-            forms.push((format!("base64 at offset {offset}"), text.as_bytes()[4..whole].to_vec()));
+            forms.push((
+                format!("base64 at offset {offset}"),
+                text.as_bytes()[4..whole].to_vec(),
+            ));
         }
-        Self(forms)
+        let (names, forms): (Vec<_>, Vec<_>) = forms.into_iter().unzip();
+        let longest = forms.iter().map(Vec::len).max().unwrap();
+        Self {
+            names,
+            search: AhoCorasick::new(forms).unwrap(),
+            longest,
+        }
     }
 
     /// Names of the forms found in all that `read` gives.
     fn found_in(&self, mut read: impl FnMut(&mut [u8]) -> usize) -> Vec<String> {
-        let longest = self.0.iter().map(|(_, form)| form.len()).max().unwrap();
         let mut window = vec![0; 1 << 20];
         let mut kept = 0;
         let mut found = Vec::new();
@@ -54,13 +72,14 @@ impl Needles {
                 return found;
             }
             let filled = kept + count;
-            for (name, form) in &self.0 {
-                if memchr::memmem::find(&window[..filled], form).is_some() && !found.contains(name) {
+            for matched in self.search.find_overlapping_iter(&window[..filled]) {
+                let name = &self.names[matched.pattern().as_usize()];
+                if !found.contains(name) {
                     found.push(name.clone());
                 }
             }
             // A form may lie across two reads.
-            kept = filled.min(longest - 1);
+            kept = filled.min(self.longest - 1);
             window.copy_within(filled - kept..filled, 0);
         }
     }
@@ -71,7 +90,10 @@ fn base64(bytes: &[u8]) -> String {
     bytes
         .chunks(3)
         .flat_map(|chunk| {
-            let group = chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            let group = chunk
+                .iter()
+                .fold(0u32, |group, byte| group << 8 | u32::from(*byte))
+                << (8 * (3 - chunk.len()));
             (0..=chunk.len()).map(move |i| char::from(ALPHABET[(group >> (18 - 6 * i) & 63) as usize]))
         })
         .collect()
@@ -86,7 +108,11 @@ fn vmm_processes() -> Vec<u32> {
         let parent: u32 = rest.split_whitespace().nth(1)?.parse().ok()?;
         (parent == std::process::id() && name.contains("sandbox-vmm")).then_some(pid)
     };
-    std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(of)
+        .collect()
 }
 
 /// Searches all readable memory of a process, which for a VMM includes its guest's.
@@ -94,9 +120,15 @@ fn search_memory(pid: u32, needles: &Needles) -> (u64, Vec<String>) {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let (mut searched, mut found) = (0, Vec::new());
-    for line in maps.lines().filter(|line| !line.contains("[vvar") && !line.contains("[vsyscall")) {
+    for line in maps
+        .lines()
+        .filter(|line| !line.contains("[vvar") && !line.contains("[vsyscall"))
+    {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
-        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        let (start, end) = (
+            u64::from_str_radix(start, 16).unwrap(),
+            u64::from_str_radix(end, 16).unwrap(),
+        );
         let mut at = start;
         let here = needles.found_in(|buffer| {
             let most = usize::try_from(end - at).unwrap().min(buffer.len());
@@ -115,7 +147,9 @@ fn search_disks(pid: u32, needles: &Needles) -> (u64, Vec<String>) {
     let (mut searched, mut found) = (0, Vec::new());
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
         let path: PathBuf = entry.path();
-        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
         if !metadata.is_file() {
             continue;
         }
@@ -150,33 +184,70 @@ fn key_is_nowhere_in_the_sandbox_after_it_was_used() {
             .launch()
             .await
             .unwrap_or_else(|e| panic!("{e}"));
-        let pid = vmm_processes().into_iter().find(|pid| !before.contains(pid)).expect("the VMM is a child process");
+        let pid = vmm_processes()
+            .into_iter()
+            .find(|pid| !before.contains(pid))
+            .expect("the VMM is a child process");
 
         // The marker is put together in the guest, so that no command line or script holds it.
         let plant = "
 marker = b'planted' + b'-in-' + b'guest-' + b'memory-0123456789'
-kept = [bytes(marker) for _ in range(2000)]
+kept = [bytearray(marker) for _ in range(2000)]
 open('/var/tmp/marker', 'wb').write(marker * 100)
 import os; os.sync(); os.unlink('/var/tmp/marker'); del kept";
-        let planted = sandbox.command("python3").args(["-c", plant]).output().await.unwrap();
-        assert!(planted.status.success(), "{}", String::from_utf8_lossy(&planted.stderr));
+        let planted = sandbox
+            .command("python3")
+            .args(["-c", plant])
+            .output()
+            .await
+            .unwrap();
+        assert!(
+            planted.status.success(),
+            "{}",
+            String::from_utf8_lossy(&planted.stderr)
+        );
         for path in ["/v1/messages", "/echo"] {
             let url = format!("https://{API}:{}{path}", api.port());
-            let call = sandbox.command("curl").args(["-sS", "-i", &url]).output().await.unwrap();
+            let call = sandbox
+                .command("curl")
+                .args(["-sS", "-i", &url])
+                .output()
+                .await
+                .unwrap();
             assert!(call.status.success(), "{}", String::from_utf8_lossy(&call.stderr));
         }
-        let sent = api.seen().iter().filter(|seen| seen.headers["x-api-key"] == key).count();
+        let sent = api
+            .seen()
+            .iter()
+            .filter(|seen| seen.headers["x-api-key"] == key)
+            .count();
         assert_eq!(sent, 2, "the key was used");
         assert!(sandbox.command("sync").status().await.unwrap().success());
 
-        let (marker, secret) = (Needles::new("planted-in-guest-memory-0123456789"), Needles::new(key));
+        let (marker, secret) = (
+            Needles::new("planted-in-guest-memory-0123456789"),
+            Needles::new(key),
+        );
         let (memory_bytes, found) = search_memory(pid, &marker);
-        assert!(found.iter().any(|form| form == "plain"), "marker not found in {memory_bytes} bytes of memory");
-        assert!(memory_bytes >= 256 << 20, "guest memory is part of what was searched: {memory_bytes}");
+        assert!(
+            found.iter().any(|form| form == "plain"),
+            "marker not found in {memory_bytes} bytes of memory"
+        );
+        assert!(
+            memory_bytes >= 256 << 20,
+            "guest memory is part of what was searched: {memory_bytes}"
+        );
         let (disk_bytes, found) = search_disks(pid, &marker);
-        assert!(found.iter().any(|form| form == "plain"), "marker not found in {disk_bytes} bytes of disk");
+        assert!(
+            found.iter().any(|form| form == "plain"),
+            "marker not found in {disk_bytes} bytes of disk"
+        );
 
-        assert_eq!(search_memory(pid, &secret).1, Vec::<String>::new(), "key in guest or VMM memory");
+        assert_eq!(
+            search_memory(pid, &secret).1,
+            Vec::<String>::new(),
+            "key in guest or VMM memory"
+        );
         assert_eq!(search_disks(pid, &secret).1, Vec::<String>::new(), "key on disk");
         // The same search finds the key where it has to be: here.
         let own = search_memory(std::process::id(), &secret).1;
@@ -191,7 +262,8 @@ fn every_form_is_found_across_reads() {
         let wrapped: Vec<u8> = std::iter::repeat_n(b'q', offset).chain(secret.bytes()).collect();
         let hay = format!("{}{}{}", "-".repeat(500), base64(&wrapped), "-".repeat(500));
         let mut rest = hay.as_bytes();
-        let found = Needles::new(secret).found_in(|buffer| rest.read(&mut buffer[..7.min(rest.len().max(1))]).unwrap());
+        let found = Needles::new(secret)
+            .found_in(|buffer| rest.read(&mut buffer[..7.min(rest.len().max(1))]).unwrap());
         assert_eq!(found, [format!("base64 at offset {offset}")]);
     }
 }

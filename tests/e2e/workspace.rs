@@ -11,7 +11,10 @@ fn changes_are_seen_at_once_on_both_sides() {
         for round in 0..3 {
             std::fs::write(workspace.join("ping"), format!("host {round}")).unwrap();
             assert_eq!(sh_ok("cat ping").await, format!("host {round}"));
-            sh_ok(&format!("echo guest {round} > pong; mkdir -p d{round}/e; mv pong d{round}/e/pong")).await;
+            sh_ok(&format!(
+                "echo guest {round} > pong; mkdir -p d{round}/e; mv pong d{round}/e/pong"
+            ))
+            .await;
             let pong = workspace.join(format!("d{round}/e/pong"));
             assert_eq!(std::fs::read_to_string(pong).unwrap(), format!("guest {round}\n"));
             std::fs::remove_dir_all(workspace.join(format!("d{round}"))).unwrap();
@@ -27,9 +30,16 @@ fn files_made_inside_belong_to_the_host_user_and_those_of_the_host_to_the_agent(
         sh_ok("echo x > owned; chmod 640 owned; sudo sh -c 'echo y > owned-by-root'").await;
         let me = std::fs::metadata(workspace).unwrap().uid();
         for name in ["owned", "owned-by-root"] {
-            assert_eq!(std::fs::metadata(workspace.join(name)).unwrap().uid(), me, "{name}");
+            assert_eq!(
+                std::fs::metadata(workspace.join(name)).unwrap().uid(),
+                me,
+                "{name}"
+            );
         }
-        let mode = std::fs::metadata(workspace.join("owned")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(workspace.join("owned"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7777, 0o640);
         assert_eq!(sh_ok("stat -c %U owned .").await, "agent\nagent\n");
     });
@@ -49,7 +59,11 @@ fn git_venv_and_sqlite_work() {
             .current_dir(shared().await.workspace.join("repo"))
             .output()
             .unwrap();
-        assert_eq!(String::from_utf8_lossy(&log.stdout), "two\none\n", "the host sees the repository");
+        assert_eq!(
+            String::from_utf8_lossy(&log.stdout),
+            "two\none\n",
+            "the host sees the repository"
+        );
         sh_ok("set -e; rm -rf venv; python3 -m venv --without-pip venv; venv/bin/python -c 'import sys; assert sys.prefix != sys.base_prefix'")
             .await;
         sh_ok(
@@ -71,13 +85,23 @@ for mode in ('delete', 'wal'):
 fn symlinks_work_and_none_leads_out() {
     run(async {
         let shared = shared().await;
-        let outside = shared.workspace.with_file_name(format!("outside-{}", std::process::id()));
+        let outside = shared
+            .workspace
+            .with_file_name(format!("outside-{}", std::process::id()));
         std::fs::write(&outside, "outside the workspace").unwrap();
         symlink(&outside, shared.workspace.join("absolute-out")).unwrap();
-        symlink("../".repeat(12) + outside.to_str().unwrap(), shared.workspace.join("relative-out")).unwrap();
+        symlink(
+            "../".repeat(12) + outside.to_str().unwrap(),
+            shared.workspace.join("relative-out"),
+        )
+        .unwrap();
         std::fs::write(shared.workspace.join("inside"), "inside").unwrap();
         symlink("inside", shared.workspace.join("relative-in")).unwrap();
-        symlink(shared.workspace.join("inside"), shared.workspace.join("absolute-in")).unwrap();
+        symlink(
+            shared.workspace.join("inside"),
+            shared.workspace.join("absolute-in"),
+        )
+        .unwrap();
         assert_eq!(sh_ok("cat relative-in absolute-in").await, "insideinside");
         for link in ["absolute-out", "relative-out"] {
             let output = sh(&format!("cat {link}; sudo cat {link}")).await;
@@ -106,7 +130,10 @@ fn open_files_survive_rename_and_removal() {
 #[test]
 fn sparse_files_stay_sparse_and_large_offsets_work() {
     run(async {
-        sh_ok("truncate -s 5G sparse; printf end | dd of=sparse bs=1 seek=5368709120 conv=notrunc 2>/dev/null").await;
+        sh_ok(
+            "truncate -s 5G sparse; printf end | dd of=sparse bs=1 seek=5368709120 conv=notrunc 2>/dev/null",
+        )
+        .await;
         let file = std::fs::metadata(shared().await.workspace.join("sparse")).unwrap();
         assert_eq!(file.len(), 5_368_709_123);
         assert!(file.blocks() * 512 < 1 << 20, "{} blocks", file.blocks());
@@ -119,7 +146,10 @@ fn device_nodes_and_setuid_bits_do_not_reach_the_host() {
         let workspace = &shared().await.workspace;
         assert!(!sh("sudo mknod disk b 254 0").await.status.success());
         sh("cp /bin/true tool; chmod 4755 tool; sudo chmod 4755 tool; sudo chown root tool").await;
-        let mode = std::fs::metadata(workspace.join("tool")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(workspace.join("tool"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7000, 0, "{mode:o}");
         assert!(!workspace.join("disk").exists());
     });
@@ -128,6 +158,9 @@ fn device_nodes_and_setuid_bits_do_not_reach_the_host() {
 #[test]
 fn the_private_layer_takes_writes_outside_the_workspace() {
     run(async {
-        assert_eq!(sh_ok("sudo sh -c 'echo layered > /opt/file'; cat /opt/file; echo x > /tmp/y; cat /tmp/y").await, "layered\nx\n");
+        assert_eq!(
+            sh_ok("sudo sh -c 'echo layered > /opt/file'; cat /opt/file; echo x > /tmp/y; cat /tmp/y").await,
+            "layered\nx\n"
+        );
     });
 }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandbox_core::backend::{
-    Backend, BackendError, Capabilities, Machine, MachineError, MachineExit, MachineSpec, Virtualisation, ports,
+    Backend, BackendError, Capabilities, Machine, MachineError, MachineExit, MachineSpec, Virtualisation,
+    ports,
 };
 use sandbox_core::stream::BoxStream;
 use tempfile::TempDir;
@@ -45,7 +46,10 @@ impl Backend for ProcessBackend {
     async fn probe(&self) -> Result<Capabilities, BackendError> {
         if !self.agent.is_file() {
             let command = "cargo xtask artifacts";
-            return Err(BackendError::ArtefactMissing { path: self.agent.clone(), command });
+            return Err(BackendError::ArtefactMissing {
+                path: self.agent.clone(),
+                command,
+            });
         }
         Ok(Capabilities::new(Virtualisation::None).sharing_the_kernel())
     }
@@ -60,7 +64,15 @@ impl Backend for ProcessBackend {
         // A network of its own, without any device but loopback; its own process ids, so that the kernel ends
         // all of them with the first.
         let agent = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--"])
+            .args([
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--",
+            ])
             .arg(&self.agent)
             .arg("--unix")
             .arg(sockets.path())
@@ -75,7 +87,13 @@ impl Backend for ProcessBackend {
         let (exit, ended) = watch::channel(None);
         let (kill, killed) = watch::channel(false);
         tokio::spawn(supervise(agent, killed, exit));
-        Ok(Arc::new(ProcessMachine { sockets, control, egress, ended, kill }))
+        Ok(Arc::new(ProcessMachine {
+            sockets,
+            control,
+            egress,
+            ended,
+            kill,
+        }))
     }
 }
 
@@ -112,7 +130,9 @@ struct ProcessMachine {
 
 impl fmt::Debug for ProcessMachine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessMachine").field("sockets", &self.sockets.path()).finish_non_exhaustive()
+        f.debug_struct("ProcessMachine")
+            .field("sockets", &self.sockets.path())
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,7 +144,12 @@ impl Machine for ProcessMachine {
         }
         match UnixStream::connect(self.sockets.path().join(format!("guest-{port}.sock"))).await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
                 Err(MachineError::Refused { port })
             }
             Err(error) => Err(error.into()),
@@ -143,7 +168,9 @@ impl Machine for ProcessMachine {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
             Ok(Some(exit)) => exit,
-            _ => MachineExit::MonitorDied { why: "its supervisor is gone".into() },
+            _ => MachineExit::MonitorDied {
+                why: "its supervisor is gone".into(),
+            },
         }
     }
 

@@ -71,7 +71,8 @@ impl StandIn {
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let mut root = rcgen::CertificateParams::new(Vec::new())?;
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        root.distinguished_name.push(rcgen::DnType::CommonName, "stand-in root");
+        root.distinguished_name
+            .push(rcgen::DnType::CommonName, "stand-in root");
         let root_key = rcgen::KeyPair::generate()?;
         let root = rcgen::CertifiedIssuer::self_signed(root, root_key)?;
         let leaf_key = rcgen::KeyPair::generate()?;
@@ -90,8 +91,18 @@ impl StandIn {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&seen), key.into()));
-        Ok(Self { address, root_pem: root.pem(), seen, task })
+        let task = tokio::spawn(serve(
+            listener,
+            TlsAcceptor::from(Arc::new(tls)),
+            Arc::clone(&seen),
+            key.into(),
+        ));
+        Ok(Self {
+            address,
+            root_pem: root.pem(),
+            seen,
+            task,
+        })
     }
 
     /// Where it listens.
@@ -123,10 +134,14 @@ impl Drop for StandIn {
 
 async fn serve(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Mutex<Vec<Seen>>>, key: Arc<str>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         let (tls, seen, key) = (tls.clone(), Arc::clone(&seen), Arc::clone(&key));
         tokio::spawn(async move {
-            let Ok(stream) = tls.accept(stream).await else { return };
+            let Ok(stream) = tls.accept(stream).await else {
+                return;
+            };
             let service = service_fn(move |request| answer(request, Arc::clone(&seen), Arc::clone(&key)));
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             // A client that goes away is no fault of ours.
@@ -143,18 +158,32 @@ async fn answer(
     let (head, body) = request.into_parts();
     let body = match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(_) => return Ok(reply(StatusCode::PAYLOAD_TOO_LARGE, "{\"error\":\"body too large\"}")),
+        Err(_) => {
+            return Ok(reply(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "{\"error\":\"body too large\"}",
+            ));
+        }
     };
-    let host = head.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let host = head
+        .headers
+        .get("host")
+        .and_then(|host| host.to_str().ok())
+        .map(str::to_owned);
     let keys: Vec<_> = head.headers.get_all("x-api-key").iter().collect();
     let right_key = matches!(keys.as_slice(), [only] if only.as_bytes() == key.as_bytes());
-    let bytes = head.uri.path().strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok());
+    let bytes = head
+        .uri
+        .path()
+        .strip_prefix("/bytes/")
+        .and_then(|count| count.parse::<usize>().ok());
     let response = if let Some(count) = bytes {
         reply(StatusCode::OK, vec![b'x'; count.min(BYTES_LIMIT)])
     } else if head.uri.path() == "/echo" {
-        let lines = head.headers.iter().map(|(name, value)| {
-            format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()))
-        });
+        let lines = head
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
         reply(StatusCode::OK, lines.collect::<String>())
     } else if right_key {
         reply(StatusCode::OK, "{\"answer\":\"hello from the API\"}")
@@ -168,7 +197,11 @@ async fn answer(
     seen.push(Seen {
         version: head.version,
         method: head.method,
-        target: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+        target: head
+            .uri
+            .path_and_query()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         authority: head.uri.authority().map(ToString::to_string).or(host),
         headers: head.headers,
         body,

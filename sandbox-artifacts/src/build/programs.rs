@@ -33,7 +33,9 @@ pub(super) fn agent(builder: &Builder<'_>, folder: &Path) -> Result<(), Artifact
         let path = root.join(directory);
         fs::create_dir_all(&path).map_err(ArtifactError::io("create", &path))?;
     }
-    install(&program, &root.join("sandbox-agent"))?;
+    install(&program, &root.join(crate::AGENT_PROGRAM))?;
+    // As a file too, for backends that run it as a process.
+    install(&program, &folder.join(crate::AGENT_PROGRAM))?;
     let mut mkfs = Command::new("mkfs.erofs");
     mkfs.env("PATH", super::base::ADMIN_PATH);
     mkfs.args(["--quiet", "--all-root", "-T", TIMESTAMP, "-U", UUID]);
