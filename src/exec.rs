@@ -26,10 +26,16 @@ pub(crate) async fn spawn(stream: BoxStream, command: CommandSpec) -> Result<Box
     let stdin_piped = command.stdin == Stdin::Piped;
     let program = command.program.to_string_lossy().into_owned();
     let cwd = command.cwd.clone();
-    let side = HostSide::new(to_wire(command)?)
-        .map_err(|_| ExecError::InvalidCommand { why: "arguments and environment are longer than 2 MiB" })?;
-    let shared = Arc::new(Shared { state: Mutex::new(State::new(side)), changed: Notify::new() });
-    let driver = Driver { task: tokio::spawn(drive(stream, Arc::clone(&shared))) };
+    let side = HostSide::new(to_wire(command)?).map_err(|_| ExecError::InvalidCommand {
+        why: "arguments and environment are longer than 2 MiB",
+    })?;
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State::new(side)),
+        changed: Notify::new(),
+    });
+    let driver = Driver {
+        task: tokio::spawn(drive(stream, Arc::clone(&shared))),
+    };
     match shared.wait_for(|state| state.started.take()).await {
         Started::Running(pid) => Ok(Box::new(Running {
             pid,
@@ -49,21 +55,30 @@ fn to_wire(command: CommandSpec) -> Result<wire::Spawn, ExecError> {
     let bytes = |text: std::ffi::OsString| {
         let bytes = text.into_vec();
         if bytes.contains(&0) {
-            return Err(ExecError::InvalidCommand { why: "a NUL byte in the command" });
+            return Err(ExecError::InvalidCommand {
+                why: "a NUL byte in the command",
+            });
         }
         Ok(sandbox_protocol::ByteString::from(bytes))
     };
     if command.program.is_empty() {
-        return Err(ExecError::InvalidCommand { why: "the program's name is empty" });
+        return Err(ExecError::InvalidCommand {
+            why: "the program's name is empty",
+        });
     }
     let mut spawn = wire::Spawn::new(Vec::<Vec<u8>>::new());
-    spawn.argv = std::iter::once(command.program).chain(command.args).map(bytes).collect::<Result<_, _>>()?;
+    spawn.argv = std::iter::once(command.program)
+        .chain(command.args)
+        .map(bytes)
+        .collect::<Result<_, _>>()?;
     if command.env_clear {
         spawn.env.push(wire::EnvChange::Clear);
     }
     for (name, value) in command.env {
         if name.is_empty() || name.as_encoded_bytes().contains(&b'=') {
-            return Err(ExecError::InvalidCommand { why: "an environment name that is empty or has a '='" });
+            return Err(ExecError::InvalidCommand {
+                why: "an environment name that is empty or has a '='",
+            });
         }
         spawn.env.push(match value {
             Some(value) => wire::EnvChange::Set(bytes(name)?, bytes(value)?),
@@ -76,7 +91,9 @@ fn to_wire(command: CommandSpec) -> Result<wire::Spawn, ExecError> {
         User::Root => wire::User::Root,
         User::Ids { uid, gid } => wire::User::Ids { uid, gid },
     };
-    spawn.timeout_ms = command.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+    spawn.timeout_ms = command
+        .timeout
+        .map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     spawn.stdin = match command.stdin {
         Stdin::Null => wire::Stdin::Null,
         Stdin::Piped => wire::Stdin::Pipe,
@@ -88,10 +105,12 @@ fn spawn_error(failure: wire::SpawnFailure, program: String, cwd: Option<std::pa
     match failure.kind {
         SpawnFailureKind::NotFound => ExecError::NotFound { program },
         SpawnFailureKind::PermissionDenied => ExecError::PermissionDenied { program },
-        SpawnFailureKind::BadCwd => ExecError::BadWorkingDirectory { cwd: cwd.unwrap_or_default() },
-        SpawnFailureKind::ArgumentsTooLong => {
-            ExecError::InvalidCommand { why: "arguments and environment are longer than the guest takes" }
-        }
+        SpawnFailureKind::BadCwd => ExecError::BadWorkingDirectory {
+            cwd: cwd.unwrap_or_default(),
+        },
+        SpawnFailureKind::ArgumentsTooLong => ExecError::InvalidCommand {
+            why: "arguments and environment are longer than the guest takes",
+        },
         _ => ExecError::SpawnFailed {
             message: failure.message.escape_debug().to_string(),
             errno: failure.errno.unwrap_or(0),
@@ -136,6 +155,16 @@ struct Buffer {
     /// Nobody will read: drop what comes.
     discard: bool,
     waker: Option<Waker>,
+}
+
+impl Buffer {
+    /// Adds small pieces to the last one: a guest that sends single bytes would else cost us many times the window.
+    fn push(&mut self, data: Vec<u8>) {
+        match self.chunks.back_mut() {
+            Some(last) if last.len() + data.len() <= wire::MAX_CHUNK => last.extend_from_slice(&data),
+            _ => self.chunks.push_back(data),
+        }
+    }
 }
 
 enum Started {
@@ -198,6 +227,12 @@ impl State {
         }
     }
 
+    /// What was sent makes room for more input.
+    fn sent(&mut self, count: usize) {
+        self.side.sent(count);
+        wake(&mut self.stdin_waker);
+    }
+
     fn received(&mut self, read: io::Result<usize>, buffer: &[u8]) -> Result<(), Lost> {
         match read {
             Ok(0) => Err(self.side.end_of_stream().err().map_or_else(
@@ -206,7 +241,8 @@ impl State {
             )),
             Ok(count) => {
                 self.side.received(buffer.get(..count).unwrap_or_default());
-                self.take_events().map_err(|violation| Lost::Violation(violation.to_string()))
+                self.take_events()
+                    .map_err(|violation| Lost::Violation(violation.to_string()))
             }
             Err(error) => Err(Lost::Stream(error.to_string())),
         }
@@ -223,7 +259,7 @@ impl State {
                     if buffer.discard {
                         self.side.consumed(output, len);
                     } else {
-                        buffer.chunks.push_back(data);
+                        buffer.push(data);
                         wake(&mut buffer.waker);
                     }
                 }
@@ -278,14 +314,16 @@ async fn drive(stream: BoxStream, shared: Arc<Shared>) {
         let outgoing = {
             let state = shared.lock();
             let all = state.side.outgoing();
-            all.get(..all.len().min(wire::MAX_CHUNK)).unwrap_or_default().to_vec()
+            all.get(..all.len().min(wire::MAX_CHUNK))
+                .unwrap_or_default()
+                .to_vec()
         };
         if outgoing.is_empty() && shared.lock().side.is_complete() {
             break None;
         }
         let outcome = tokio::select! {
             written = writer.write(&outgoing), if !outgoing.is_empty() => match written {
-                Ok(count) => { shared.lock().side.sent(count); continue }
+                Ok(count) => { shared.lock().sent(count); continue }
                 Err(error) => Err(Lost::Stream(error.to_string())),
             },
             read = reader.read(&mut buffer) => shared.lock().received(read, &buffer),
@@ -332,7 +370,9 @@ impl Process for Running {
 
     async fn signal(&self, signal: u8) -> Result<(), ExecError> {
         if !(1..=64).contains(&signal) {
-            return Err(ExecError::InvalidCommand { why: "signals are numbered 1 to 64" });
+            return Err(ExecError::InvalidCommand {
+                why: "signals are numbered 1 to 64",
+            });
         }
         let mut state = self.shared.lock();
         if let Some(lost) = &state.lost {
@@ -374,7 +414,10 @@ struct OutputEnd {
 
 impl OutputEnd {
     fn new(shared: &Arc<Shared>, output: wire::Output) -> Self {
-        Self { shared: Arc::clone(shared), output }
+        Self {
+            shared: Arc::clone(shared),
+            output,
+        }
     }
 }
 
@@ -456,5 +499,35 @@ impl AsyncWrite for InputEnd {
         self.0.lock().side.close_stdin();
         self.0.changed.notify_waiters();
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbox_protocol::frame;
+
+    use super::*;
+
+    #[test]
+    fn output_in_single_bytes_costs_no_more_than_output_in_chunks() {
+        let mut state = State::new(HostSide::new(wire::Spawn::new(["yes"])).unwrap());
+        let mut bytes = frame::encode(&wire::Reply::Spawned { pid: 7 }).unwrap();
+        for _ in 0..wire::WINDOW {
+            let reply = wire::Reply::Output {
+                output: wire::Output::Stdout,
+                data: vec![b'y'].into(),
+            };
+            frame::encode_into(&reply, &mut bytes).unwrap();
+        }
+        for piece in bytes.chunks(READ_BYTES) {
+            assert!(state.received(Ok(piece.len()), piece).is_ok());
+        }
+        let held: usize = state.stdout.chunks.iter().map(Vec::len).sum();
+        assert_eq!(held, wire::WINDOW as usize);
+        assert!(
+            state.stdout.chunks.len() <= 8,
+            "{} pieces",
+            state.stdout.chunks.len()
+        );
     }
 }
