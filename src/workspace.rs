@@ -35,7 +35,9 @@ pub enum WorkspaceError {
         path: PathBuf,
     },
     /// It is `/`.
-    #[error("the workspace is the root directory: an agent would own every file of this machine; name one project")]
+    #[error(
+        "the workspace is the root directory: an agent would own every file of this machine; name one project"
+    )]
     Root,
     /// It is a home directory.
     #[error(
@@ -65,6 +67,15 @@ pub enum WorkspaceError {
         /// What was found.
         found: &'static str,
     },
+    /// It is where credentials are kept.
+    #[error("{} is in {found}, where credentials are kept: name a project elsewhere, or force it with \
+         .workspace_despite_risk()", path.display())]
+    IsCredentials {
+        /// The path, after symbolic links.
+        path: PathBuf,
+        /// The name that tells.
+        found: &'static str,
+    },
     /// The guest's own system is at that path.
     #[error("{} is a system directory, in the guest too: name a project elsewhere", path.display())]
     SystemDirectory {
@@ -87,31 +98,54 @@ pub enum WorkspaceError {
 
 /// Names at the top of a home directory under which tools keep credentials. Not complete, and need not be: it
 /// tells a home directory that is not in the password database.
-const CREDENTIALS: [&str; 8] =
-    [".ssh", ".aws", ".gnupg", ".kube", ".docker/config.json", ".config/gcloud", ".netrc", ".azure"];
+const CREDENTIALS: [&str; 8] = [
+    ".ssh",
+    ".aws",
+    ".gnupg",
+    ".kube",
+    ".docker/config.json",
+    ".config/gcloud",
+    ".netrc",
+    ".azure",
+];
+
+/// Directories of nothing but some tool's settings and credentials, where the ones above lie deeper.
+const CREDENTIAL_PARENTS: [&str; 1] = [".docker"];
 
 /// Directories that the guest's own system has at the same place; a mount there would hide it.
 const SYSTEM: [&str; 13] = [
-    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr",
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys",
+    "/usr",
 ];
 
 /// Opens and vets `path`. With `despite_risk`, homes and credentials are accepted; `/` and system directories
 /// never.
 pub(crate) fn open(path: &Path, despite_risk: bool) -> Result<Workspace, WorkspaceError> {
     let io = |cause: rustix::io::Errno| match cause {
-        rustix::io::Errno::NOENT => WorkspaceError::Missing { path: path.to_owned() },
-        rustix::io::Errno::NOTDIR => WorkspaceError::NotADirectory { path: path.to_owned() },
-        other => WorkspaceError::Io { path: path.to_owned(), cause: other.into() },
+        rustix::io::Errno::NOENT => WorkspaceError::Missing {
+            path: path.to_owned(),
+        },
+        rustix::io::Errno::NOTDIR => WorkspaceError::NotADirectory {
+            path: path.to_owned(),
+        },
+        other => WorkspaceError::Io {
+            path: path.to_owned(),
+            cause: other.into(),
+        },
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(io)?;
     let opened = rustix::fs::fstat(&directory).map_err(io)?;
-    let real = real_path(path)?;
+    let real = real_path(path, &directory)?;
 
     if same(&opened, Path::new("/")) || real == Path::new("/") {
         return Err(WorkspaceError::Root);
     }
-    if SYSTEM.iter().any(|system| real == Path::new(system) || same(&opened, Path::new(system))) && !is_home(&real) {
+    if SYSTEM
+        .iter()
+        .any(|system| real == Path::new(system) || same(&opened, Path::new(system)))
+        && !is_home(&real)
+    {
         return Err(WorkspaceError::SystemDirectory { path: real });
     }
     if !despite_risk {
@@ -119,9 +153,19 @@ pub(crate) fn open(path: &Path, despite_risk: bool) -> Result<Workspace, Workspa
             if same(&opened, &home) {
                 return Err(WorkspaceError::Home { path: real });
             }
-            if home.starts_with(&real) {
+            let at = home.canonicalize().unwrap_or_else(|_| home.clone());
+            if home.starts_with(&real) || at.starts_with(&real) {
                 return Err(WorkspaceError::HoldsHome { path: real, home });
             }
+        }
+        if let Some(found) = credentials_in(&real) {
+            return Err(WorkspaceError::IsCredentials { path: real, found });
+        }
+        if is_settings(&real) {
+            return Err(WorkspaceError::IsCredentials {
+                path: real,
+                found: ".config",
+            });
         }
         for found in CREDENTIALS {
             if rustix::fs::statat(&directory, found, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
@@ -130,14 +174,39 @@ pub(crate) fn open(path: &Path, despite_risk: bool) -> Result<Workspace, Workspa
         }
     }
     let guest_path = GuestPath::try_from(as_named(path, &real))?;
-    if SYSTEM.iter().any(|system| guest_path.as_path() == Path::new(system)) {
+    if SYSTEM
+        .iter()
+        .any(|system| guest_path.as_path() == Path::new(system))
+    {
         return Err(WorkspaceError::SystemDirectory { path: real });
     }
-    Ok(Workspace { directory, guest_path })
+    Ok(Workspace {
+        directory,
+        guest_path,
+    })
 }
 
-fn real_path(path: &Path) -> Result<PathBuf, WorkspaceError> {
-    path.canonicalize().map_err(|cause| WorkspaceError::Io { path: path.to_owned(), cause })
+/// Where the kernel says that the opened directory is. To resolve the path a second time could lead elsewhere.
+fn real_path(path: &Path, directory: &OwnedFd) -> Result<PathBuf, WorkspaceError> {
+    use std::os::fd::AsRawFd as _;
+    let link = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    link.read_link().map_err(|cause| WorkspaceError::Io {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+/// The part of [`CREDENTIALS`] that the path leads into: an earlier agent can make a project's subdirectory a symbolic
+/// link to `~/.ssh`.
+fn credentials_in(path: &Path) -> Option<&'static str> {
+    let parts: Vec<_> = path.components().map(|part| part.as_os_str()).collect();
+    CREDENTIALS.into_iter().chain(CREDENTIAL_PARENTS).find(|names| {
+        let names: Vec<_> = Path::new(names)
+            .components()
+            .map(|part| part.as_os_str())
+            .collect();
+        parts.windows(names.len()).any(|window| *window == *names)
+    })
 }
 
 /// The path as the user wrote it, made absolute, so that paths in the user's scripts mean the same inside; the
@@ -158,6 +227,12 @@ fn same(opened: &Stat, path: &Path) -> bool {
 
 fn is_home(path: &Path) -> bool {
     homes().iter().any(|home| home == path)
+}
+
+/// Whether it is a home's directory of all tools' settings, tokens among them.
+fn is_settings(path: &Path) -> bool {
+    path.parent()
+        .is_some_and(|parent| path.ends_with(".config") && is_home(parent))
 }
 
 /// Home directories of people: `$HOME`, and the password database's for root and ordinary users.
@@ -184,14 +259,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(matches!(open(&dir.path().join("gone"), false), Err(WorkspaceError::Missing { .. })));
-        assert!(matches!(open(&file, false), Err(WorkspaceError::NotADirectory { .. })));
+        assert!(matches!(
+            open(&dir.path().join("gone"), false),
+            Err(WorkspaceError::Missing { .. })
+        ));
+        assert!(matches!(
+            open(&file, false),
+            Err(WorkspaceError::NotADirectory { .. })
+        ));
     }
 
     #[test]
     fn root_is_refused_under_every_name_and_force() {
-        for name in ["/", "/../", "/proc/1/root"] {
-            assert!(matches!(open(Path::new(name), true), Err(WorkspaceError::Root)), "{name}");
+        for name in ["/", "/../", "/proc/self/root"] {
+            assert!(
+                matches!(open(Path::new(name), true), Err(WorkspaceError::Root)),
+                "{name}"
+            );
         }
     }
 
@@ -200,11 +284,17 @@ mod tests {
         let home = std::env::home_dir().unwrap();
         let error = open(&home, false).unwrap_err();
         assert!(matches!(error, WorkspaceError::Home { .. }), "{error}");
-        assert!(error.to_string().contains("SSH keys"), "the risk is named: {error}");
+        assert!(
+            error.to_string().contains("SSH keys"),
+            "the risk is named: {error}"
+        );
         let link = tempfile::tempdir().unwrap();
         let alias = link.path().join("alias");
         std::os::unix::fs::symlink(&home, &alias).unwrap();
-        assert!(matches!(open(&alias, false), Err(WorkspaceError::Home { .. })), "also through a symlink");
+        assert!(
+            matches!(open(&alias, false), Err(WorkspaceError::Home { .. })),
+            "also through a symlink"
+        );
         let forced = open(&alias, true).unwrap();
         assert_eq!(forced.guest_path.as_path(), alias);
     }
@@ -214,14 +304,62 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(".ssh")).unwrap();
         let refused = open(dir.path(), false);
-        assert!(matches!(refused, Err(WorkspaceError::HoldsCredentials { found: ".ssh", .. })));
+        assert!(matches!(
+            refused,
+            Err(WorkspaceError::HoldsCredentials { found: ".ssh", .. })
+        ));
         assert!(open(dir.path(), true).is_ok());
+    }
+
+    #[test]
+    fn a_link_into_credentials_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (place, name) in [
+            (".ssh", ".ssh"),
+            (".config/gcloud/logs", ".config/gcloud"),
+            (".docker/x", ".docker"),
+        ] {
+            let keys = dir.path().join("somebody").join(place);
+            std::fs::create_dir_all(&keys).unwrap();
+            let link = dir.path().join(place.replace('/', "-"));
+            std::os::unix::fs::symlink(&keys, &link).unwrap();
+            let refused = open(&link, false);
+            assert!(
+                matches!(refused, Err(WorkspaceError::IsCredentials { found, .. }) if found == name),
+                "{place}: {refused:?}"
+            );
+            assert!(open(&link, true).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_the_second_time_is_judged_by_what_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, link) = (
+            dir.path().join("one"),
+            dir.path().join("two"),
+            dir.path().join("link"),
+        );
+        std::fs::create_dir(&one).unwrap();
+        std::fs::create_dir(&two).unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&link, flags, Mode::empty()).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&two, &link).unwrap();
+        assert_eq!(real_path(&link, &opened).unwrap(), one.canonicalize().unwrap());
     }
 
     #[test]
     fn system_directories_are_refused_even_when_forced() {
         for path in ["/usr", "/etc"] {
-            assert!(matches!(open(Path::new(path), true), Err(WorkspaceError::SystemDirectory { .. })), "{path}");
+            assert!(
+                matches!(
+                    open(Path::new(path), true),
+                    Err(WorkspaceError::SystemDirectory { .. })
+                ),
+                "{path}"
+            );
         }
     }
 
