@@ -12,17 +12,25 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::pool::Checkin;
 use crate::audit::record::Record;
 use crate::scrub::Scrubber;
+use crate::services::bound::Bound;
+use crate::services::inject;
 
 /// A body from the guest.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     incoming: Incoming,
     record: Arc<Record>,
+    /// The service it goes to, if any: trailers are one more place for a credential of the client's own.
+    service: Option<Arc<Bound>>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, record: Arc<Record>) -> Self {
-        Self { incoming, record }
+    pub(crate) fn new(incoming: Incoming, record: Arc<Record>, service: Option<Arc<Bound>>) -> Self {
+        Self {
+            incoming,
+            record,
+            service,
+        }
     }
 }
 
@@ -34,9 +42,12 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
+        let mut frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame {
             self.record.add_out(frame.data_ref().map_or(0, Bytes::len));
+            if let (Some(trailers), Some(bound)) = (frame.trailers_mut(), &self.service) {
+                inject::strip(trailers, &bound.service);
+            }
         }
         Poll::Ready(frame)
     }

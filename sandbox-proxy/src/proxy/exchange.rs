@@ -21,7 +21,7 @@ use super::upstream::Offer;
 use super::{limits, pool};
 use crate::audit::record::Record;
 use crate::scrub::{Patterns, Scrubber};
-use crate::services::bound::BoundError;
+use crate::services::bound::{BoundError, Injected};
 use crate::services::inject::InjectError;
 
 /// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
@@ -63,6 +63,16 @@ async fn exchange(
     let (mut parts, incoming) = request.into_parts();
     parts.extensions.clear();
     message::check(&parts, route)?;
+    let renewed;
+    let route = if route.admission.is_of(&inner.policy()) {
+        route
+    } else {
+        // The tunnel was admitted under a policy that has been replaced since.
+        let admission = inner.admit(&route.host, route.port, route.scheme(), None).await?;
+        record.allowed(&admission.rule);
+        renewed = Route::new(inner, route.host.clone(), route.port, route.tls, admission)?;
+        &renewed
+    };
     if route.admission.inspect {
         let line = RequestLine {
             method: parts.method.as_str(),
@@ -75,6 +85,7 @@ async fn exchange(
     }
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
+    let service = route.service.as_ref().map(|(bound, _)| Arc::clone(bound));
     let patterns = inject(inner, route, &mut parts, record).await?;
     if patterns.is_some() {
         message::make_scrubbable(&mut parts);
@@ -82,7 +93,7 @@ async fn exchange(
     if websocket.is_some() {
         message::set_websocket(&mut parts.headers);
     }
-    let body = RequestBody::new(incoming, Arc::clone(record));
+    let body = RequestBody::new(incoming, Arc::clone(record), service);
     let offer = if websocket.is_some() {
         Offer::Http1
     } else {
@@ -117,12 +128,11 @@ async fn inject(
     )
     .await
     {
-        Ok(Ok(patterns)) => {
-            if patterns.is_some() {
-                record.credential(bound.service.name());
-            }
-            Ok(patterns)
+        Ok(Ok(Injected::Managed(patterns))) => {
+            record.credential(bound.service.name());
+            Ok(Some(patterns))
         }
+        Ok(Ok(Injected::Own(patterns))) => Ok(patterns),
         Ok(Err(error)) => {
             let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
             Err(Refusal::credential(error.to_string(), is_denial))

@@ -49,9 +49,7 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
                 return;
             };
             if !route.tls {
-                record.silence();
-                drop(record);
-                Box::pin(intercept::serve_plain(inner, route, client)).await;
+                Box::pin(intercept::serve_plain(inner, route, client, record)).await;
             } else if route.is_read() {
                 Box::pin(intercept::serve(inner, route, client, upstream, record)).await;
             } else {

@@ -17,10 +17,19 @@ const POLICY_FAILED: &str = "the policy failed";
 /// A yes.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
+    /// Who said it.
+    policy: Arc<dyn Policy>,
     pub(crate) rule: Arc<str>,
     pub(crate) permits_special_ranges: bool,
     /// Each request must be asked for again.
     pub(crate) inspect: bool,
+}
+
+impl Admission {
+    /// Whether this policy said it, or one that has been replaced.
+    pub(super) fn is_of(&self, policy: &Arc<dyn Policy>) -> bool {
+        Arc::ptr_eq(&self.policy, policy)
+    }
 }
 
 impl Inner {
@@ -48,6 +57,7 @@ impl Inner {
             ));
         };
         let admission = Admission {
+            policy: Arc::clone(&policy),
             rule: decision.rule.into(),
             permits_special_ranges: decision.permits_special_ranges,
             inspect: decision.verdict == Verdict::Inspect,

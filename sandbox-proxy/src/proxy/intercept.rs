@@ -71,22 +71,20 @@ pub(crate) async fn serve(
         }
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    // From here on each request has its own record.
-    record.silence();
-    drop(record);
     if h2 {
-        serve_h2(inner, route, stream).await;
+        serve_h2(inner, route, stream, record).await;
     } else {
-        serve_h1(inner, route, stream).await;
+        serve_h1(inner, route, stream, record).await;
     }
 }
 
 /// Serves a tunnel to a plain port.
-pub(crate) async fn serve_plain(inner: Arc<Inner>, route: Arc<Route>, client: Client) {
-    serve_h1(inner, route, client).await;
+pub(crate) async fn serve_plain(inner: Arc<Inner>, route: Arc<Route>, client: Client, record: Arc<Record>) {
+    serve_h1(inner, route, client, record).await;
 }
 
-async fn serve_h1<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S)
+/// `tunnel` is the record of the tunnel itself: written unless a request came, which has a record of its own.
+async fn serve_h1<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S, tunnel: Arc<Record>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -94,6 +92,7 @@ where
     let served = {
         let (inner, slot) = (Arc::clone(&inner), slot.clone());
         let answer = move |request| {
+            tunnel.silence();
             let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
             async move { exchange::answer(&inner, &route, request, Some(&slot)).await }
         };
@@ -113,7 +112,7 @@ where
     }
 }
 
-async fn serve_h2<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S)
+async fn serve_h2<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S, tunnel: Arc<Record>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -121,6 +120,7 @@ where
     // Requests under way end with their connection, also when this future is dropped.
     let _scope = executor.guard();
     let service = service_fn(move |request| {
+        tunnel.silence();
         let (inner, route) = (Arc::clone(&inner), Arc::clone(&route));
         async move { Ok::<_, std::convert::Infallible>(exchange::answer(&inner, &route, request, None).await) }
     });

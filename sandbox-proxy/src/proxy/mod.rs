@@ -156,13 +156,15 @@ impl Proxy {
         Ok(())
     }
 
-    /// Replaces the policy for every attempt from now on.
+    /// Replaces the policy for every attempt from now on; requests in tunnels that are read are such attempts, too.
+    /// Opaque tunnels that are open stay open.
     ///
     /// # Errors
     /// The new policy cannot be used; the old one stays.
     pub fn set_policy(&self, policy: Arc<dyn Policy>) -> Result<(), InvalidPolicy> {
         policy.check()?;
         *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.inner.pool.forget();
         Ok(())
     }
 

@@ -62,6 +62,14 @@ impl Pool {
         }
         target
     }
+
+    /// Lets go of every connection that waits: it was vetted by a policy that is no more.
+    pub(crate) fn forget(&self) {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, target) in targets.drain() {
+            *target.lock() = Waiting::default();
+        }
+    }
 }
 
 impl Target {

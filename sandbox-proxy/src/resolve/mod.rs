@@ -4,12 +4,22 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sandbox_core::host::HostName;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Protects the vetting and dialling from an answer without end; real answers hold a handful.
 const MAX_ADDRESSES: usize = 16;
+/// Look-ups under way of one sandbox. Protects the threads that block in the host's resolver: the whole process
+/// shares them, and a guest that asks for names whose servers never answer would take them all.
+const MAX_LOOKUPS: usize = 32;
+/// How long a look-up counts that nobody waits for any more: a blocked thread cannot be called off, and the host's
+/// resolver gives up by itself within this time.
+const LOOKUP_TIME: Duration = Duration::from_secs(40);
 
 /// Looks names up. Its answers are not trusted: each address is vetted before one is dialled.
 #[async_trait]
@@ -37,18 +47,23 @@ impl Resolver for System {
 #[derive(Debug)]
 pub(crate) struct Names {
     fixed: HashMap<HostName, Vec<IpAddr>>,
-    resolver: Box<dyn Resolver>,
+    resolver: Arc<dyn Resolver>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Names {
     pub(crate) fn new(fixed: HashMap<HostName, Vec<IpAddr>>, resolver: Box<dyn Resolver>) -> Self {
-        Self { fixed, resolver }
+        Self {
+            fixed,
+            resolver: resolver.into(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+        }
     }
 
     pub(crate) async fn lookup(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
         let mut addresses = match self.fixed.get(name) {
             Some(fixed) => fixed.clone(),
-            None => self.resolver.lookup(name).await?,
+            None => self.ask(name).await?,
         };
         addresses.truncate(MAX_ADDRESSES);
         for address in &mut addresses {
@@ -58,5 +73,19 @@ impl Names {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
         }
         Ok(addresses)
+    }
+
+    /// Asks the resolver, in a task of its own: it counts until it has ended, even if its asker goes away.
+    async fn ask(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+        let permit = Arc::clone(&self.lookups)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        let (resolver, name) = (Arc::clone(&self.resolver), name.clone());
+        let asked = tokio::spawn(async move {
+            let _permit = permit;
+            timeout(LOOKUP_TIME, resolver.lookup(&name)).await
+        });
+        asked.await.map_err(io::Error::other)??
     }
 }

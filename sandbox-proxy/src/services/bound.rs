@@ -31,6 +31,15 @@ struct Recent {
     patterns: Arc<Patterns>,
 }
 
+/// Whose credential a request goes out with, and what to scrub from its response.
+#[derive(Debug)]
+pub(crate) enum Injected {
+    /// That of the source.
+    Managed(Arc<Patterns>),
+    /// The client's own. What an earlier request put in is searched for all the same: the host may have kept it.
+    Own(Option<Arc<Patterns>>),
+}
+
 /// Why a request to a service cannot go out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BoundError {
@@ -49,16 +58,15 @@ impl Bound {
         }
     }
 
-    /// Puts the credential of now into a request. What to scrub from its response, or `None` where the client's
-    /// own was left alone.
+    /// Puts the credential of now into a request, or leaves the client's own alone.
     pub(crate) async fn inject(
         &self,
         parts: &mut Parts,
         endpoint: &Endpoint,
         sandbox: &SandboxId,
-    ) -> Result<Option<Arc<Patterns>>, BoundError> {
+    ) -> Result<Injected, BoundError> {
         if inject::client_keeps_its_own(parts, &self.service)? {
-            return Ok(None);
+            return Ok(Injected::Own(self.remembered()));
         }
         let issued = self
             .fetch(sandbox, Some((&endpoint.host, endpoint.port)))
@@ -69,7 +77,7 @@ impl Bound {
             })?;
         let patterns = self.remember(&issued);
         inject::replace(parts, &self.service, endpoint, &issued)?;
-        Ok(Some(patterns))
+        Ok(Injected::Managed(patterns))
     }
 
     pub(crate) async fn fetch(
@@ -83,6 +91,12 @@ impl Bound {
             target,
         };
         self.source.fetch(&request).await.map(|issued| issued.credential)
+    }
+
+    /// What was put into requests lately, if anything.
+    fn remembered(&self) -> Option<Arc<Patterns>> {
+        let recent = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
+        (!recent.secrets.is_empty()).then(|| Arc::clone(&recent.patterns))
     }
 
     fn remember(&self, credential: &Credential) -> Arc<Patterns> {

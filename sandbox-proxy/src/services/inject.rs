@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use sandbox_core::credential::{Credential, ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
@@ -50,6 +50,28 @@ pub(crate) fn client_keeps_its_own(parts: &Parts, service: &Service) -> Result<b
     }
 }
 
+/// Takes the client's credentials out of a request's headers or trailers.
+pub(crate) fn strip(headers: &mut HeaderMap, service: &Service) {
+    let places: Vec<_> = headers
+        .keys()
+        .filter(|name| is_place(name, service))
+        .cloned()
+        .collect();
+    for name in places {
+        headers.remove(name);
+    }
+}
+
+/// Whether a header is one in which clients send credentials. Servers behind CGI and its heirs (RFC 3875 §4.1.18)
+/// cannot tell `x_api_key` from `x-api-key`.
+fn is_place(name: &HeaderName, service: &Service) -> bool {
+    service.stripped_headers.iter().any(|place| {
+        let alike = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+        place.as_str().len() == name.as_str().len()
+            && name.as_str().bytes().zip(place.as_str().bytes()).all(alike)
+    })
+}
+
 /// Replaces whatever stands in the service's places by `credential`.
 pub(crate) fn replace(
     parts: &mut Parts,
@@ -57,9 +79,7 @@ pub(crate) fn replace(
     endpoint: &Endpoint,
     credential: &Credential,
 ) -> Result<(), InjectError> {
-    for name in &service.stripped_headers {
-        parts.headers.remove(name);
-    }
+    strip(&mut parts.headers, service);
     for name in &service.stripped_parameters {
         set_parameter(parts, name, None, service)?;
     }
@@ -86,11 +106,10 @@ pub(crate) fn replace(
 
 /// Whether anything but a placeholder stands where credentials go.
 fn sends_own(parts: &Parts, service: &Service) -> bool {
-    let in_headers = service
-        .stripped_headers
+    let in_headers = parts
+        .headers
         .iter()
-        .flat_map(|name| parts.headers.get_all(name))
-        .any(|value| !is_placeholder(value.as_bytes(), service));
+        .any(|(name, value)| is_place(name, service) && !is_placeholder(value.as_bytes(), service));
     let in_query = parameters(parts.uri.query().unwrap_or("")).any(|(name, value)| {
         service.stripped_parameters.iter().any(|s| *s == decode(name))
             && !is_placeholder(decode(value).as_bytes(), service)

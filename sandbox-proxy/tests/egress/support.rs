@@ -33,6 +33,7 @@ pub struct Seen {
     pub version: Version,
     pub target: String,
     pub headers: HeaderMap,
+    pub trailers: HeaderMap,
     pub body: Bytes,
 }
 
@@ -201,14 +202,15 @@ async fn handle(
 ) -> Result<Answer, Infallible> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
-    let body = match body.collect().await {
-        Ok(body) => body.to_bytes(),
+    let (trailers, body) = match body.collect().await {
+        Ok(body) => (body.trailers().cloned().unwrap_or_default(), body.to_bytes()),
         Err(_) => return Ok(full("broken")),
     };
     seen.lock().unwrap().push(Seen {
         version: parts.version,
         target: parts.uri.to_string(),
         headers: parts.headers.clone(),
+        trailers,
         body: body.clone(),
     });
     let key = ["x-api-key", "authorization"]
