@@ -241,7 +241,7 @@ async fn egress(machine: Arc<dyn Machine>, proxy: Proxy) {
                     let proxy = proxy.clone();
                     streams.spawn(async move { proxy.serve(stream).await });
                 }
-                Ok((port, _)) => tracing::warn!(port, "guest opened a stream to a port that nothing serves"),
+                Ok((port, _)) => tracing::debug!(port, "guest opened a stream to a port that nothing serves"),
                 Err(_) => return,
             },
             Some(ended) = streams.join_next() => {

@@ -24,6 +24,8 @@ use super::stream::GuestStream;
 const MAX_UNACCEPTED: usize = 256;
 /// Notices nobody has read yet; more are lost.
 const MAX_NOTICES: usize = 64;
+/// Notices logged per machine: a guest that breaks a device over and over must not fill the host's log.
+const MAX_LOGGED: usize = 100;
 /// Calls to the guest under way; also the VMM's own limit on streams.
 const MAX_STREAMS: usize = 1024;
 /// Bytes of console or diagnostics taken at once.
@@ -145,6 +147,7 @@ impl KvmMachine {
             calls: calls.clone(),
             accepted: to_accept,
             notices: to_notices,
+            noticed: 0,
             killed: killed.clone(),
             ended: None,
         };
@@ -266,6 +269,8 @@ struct Listener {
     calls: Calls,
     accepted: mpsc::Sender<(u32, OwnedFd)>,
     notices: mpsc::Sender<Notice>,
+    /// Notices logged.
+    noticed: usize,
     killed: Arc<AtomicBool>,
     ended: Option<End>,
 }
@@ -277,7 +282,7 @@ impl Listener {
                 let socket = descriptors.into_iter().next();
                 let socket = socket.ok_or(ChannelError::Malformed("a stream without a socket"))?;
                 if self.accepted.try_send((port, socket)).is_err() {
-                    tracing::warn!(
+                    tracing::debug!(
                         port,
                         "a stream of the guest is dropped: too many wait to be accepted"
                     );
@@ -298,7 +303,7 @@ impl Listener {
         Ok(())
     }
 
-    fn notice(&self, notice: control::Notice) {
+    fn notice(&mut self, notice: control::Notice) {
         let notice = match notice {
             control::Notice::DeviceFailed { device, why } => Notice::DeviceFailed {
                 device: escape(&device),
@@ -313,7 +318,10 @@ impl Listener {
                 ),
             },
         };
-        tracing::warn!(%notice, "notice of a machine");
+        if self.noticed < MAX_LOGGED {
+            self.noticed += 1;
+            tracing::warn!(%notice, "notice of a machine");
+        }
         if self.notices.try_send(notice).is_err() {
             tracing::debug!("a notice is dropped: too many wait to be read");
         }

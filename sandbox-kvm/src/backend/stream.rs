@@ -160,9 +160,10 @@ mod tests {
             let all = sent.clone();
             let writing = async {
                 one.write_all(&all).await.unwrap();
-                one.write_vectored(&[IoSlice::new(b"a"), IoSlice::new(b"b")])
-                    .await
-                    .unwrap();
+                let two_bytes = one
+                    .write_vectored(&[IoSlice::new(b"a"), IoSlice::new(b"b")])
+                    .await;
+                assert_eq!(two_bytes.unwrap(), 2);
                 one.shutdown().await.unwrap();
                 let mut answer = Vec::new();
                 one.read_to_end(&mut answer).await.unwrap();

@@ -129,8 +129,9 @@ impl Gateway for Reporter {
             ConnectOutcome::Refused => DialOutcome::Refused,
             ConnectOutcome::TooManyStreams => DialOutcome::TooManyStreams,
         };
-        // The orchestrator waits for this one; it also sees its socket close, should it be lost.
-        if let Err(error) = self.0.send(&FromVmm::Dialled { id, outcome }, &[], false) {
+        // A caller waits for this one, so it is not lost when a guest that opens many streams has filled the socket.
+        // The orchestrator never waits for us, so it comes to read it; one that is gone makes this fail.
+        if let Err(error) = self.0.send(&FromVmm::Dialled { id, outcome }, &[], true) {
             tracing::warn!(%error, "the outcome of a call was lost");
         }
     }
@@ -153,4 +154,33 @@ fn fail(why: &str) -> ! {
 fn end(code: i32) -> ! {
     // SAFETY: ends the process; nothing is touched afterwards.
     unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    use super::*;
+
+    #[test]
+    fn the_outcome_of_a_call_is_told_also_after_a_flood_of_streams() {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let (reporter, orchestrator) = (Reporter(Arc::new(Channel::new(ours))), Channel::new(theirs));
+        let stream = || rustix::io::dup(&orchestrator).unwrap();
+        while reporter.accepted(1024, stream()).is_ok() {}
+        let telling = std::thread::spawn(move || reporter.dialled(7, ConnectOutcome::Connected));
+        loop {
+            match orchestrator.receive::<FromVmm>(true).unwrap().0 {
+                FromVmm::Accepted { port: 1024 } => {}
+                other => {
+                    let outcome = DialOutcome::Connected;
+                    assert_eq!(other, FromVmm::Dialled { id: 7, outcome });
+                    break;
+                }
+            }
+        }
+        telling.join().unwrap();
+    }
 }

@@ -38,7 +38,8 @@ pub enum ConnectOutcome {
     TooManyStreams,
 }
 
-/// Where streams go that the guest opens, and the answers to calls from the host. Never blocks.
+/// Where streams go that the guest opens, and the answers to calls from the host. Waits for nothing the
+/// guest does.
 pub trait Gateway: Send {
     /// The guest opened a stream to `port`; `socket` is the host's end.
     ///
