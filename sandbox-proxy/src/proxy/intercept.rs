@@ -21,6 +21,9 @@ use crate::tls::hello::{self, Start};
 
 /// HTTP/2 windows towards the guest: what one request may upload before upstream takes it. Bounds memory.
 const H2_WINDOW: u32 = 256 << 10;
+/// HTTP/2 bytes of one response that wait for the guest to read them. Bounds memory under a guest that grants a
+/// large window and never reads.
+const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Serves a tunnel whose requests are read.
 pub(crate) async fn serve(
@@ -130,6 +133,7 @@ where
         .max_header_list_size(limits::HEAD_BYTES_H2)
         .initial_stream_window_size(H2_WINDOW)
         .initial_connection_window_size(4 * H2_WINDOW)
+        .max_send_buf_size(H2_SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;

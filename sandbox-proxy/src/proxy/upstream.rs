@@ -152,7 +152,11 @@ impl Inner {
             tokio::spawn(async move { closed.run_until_cancelled(connection).await });
             Ok(Sender::H2(sender))
         } else {
-            let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(fault)?;
+            let (sender, connection) = http1::Builder::new()
+                .max_buf_size(limits::HEAD_BYTES)
+                .handshake(io)
+                .await
+                .map_err(fault)?;
             let connection = connection.with_upgrades();
             tokio::spawn(async move { closed.run_until_cancelled(connection).await });
             Ok(Sender::H1(sender))

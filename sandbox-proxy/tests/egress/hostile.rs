@@ -13,7 +13,7 @@ use http_body_util::Full;
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::host::HostName;
 use sandbox_proxy::{ClientCredential, Resolver, Rules, Service, sources};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
@@ -170,5 +170,32 @@ async fn intercepted_tunnel_without_a_request_leaves_a_record() {
     assert_eq!(
         (event.host.as_str(), event.decision),
         ("api.test", AuditDecision::Allowed)
+    );
+}
+
+#[tokio::test]
+async fn endless_response_head_is_refused_before_it_is_held() {
+    let listener = tokio::net::TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let rule = format!("http://{at}");
+    let running = Running::start(|builder| builder.policy(Arc::new(Rules::new().allow(&rule)))).await;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n".to_vec();
+            for index in 0..40 {
+                head.extend_from_slice(format!("x-{index}: {}\r\n", "y".repeat(4096)).as_bytes());
+            }
+            head.extend_from_slice(b"\r\n");
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(&head).await;
+        }
+    });
+    let answer = running
+        .raw(format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+        .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 502"),
+        "{}",
+        answer.get(..80).unwrap_or(&answer)
     );
 }
