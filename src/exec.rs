@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sandbox_core::command::{CommandSpec, ExitStatus, Input, Output, Process, Stdin, User};
@@ -18,12 +19,17 @@ use sandbox_protocol::exec::{self as wire, HostEvent, HostSide, SpawnFailureKind
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
 
+/// What the guest may take beyond a command's own time limit to end it and say so. The agent keeps the limit; this is
+/// for a guest that does not.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(60);
+
 /// Bytes read from the stream at once: a whole chunk of output with the message around it.
 const READ_BYTES: usize = wire::MAX_CHUNK + 1024;
 
 /// Asks the agent at the other end of `stream` for a command, and returns when it runs.
 pub(crate) async fn spawn(stream: BoxStream, command: CommandSpec) -> Result<Box<dyn Process>, ExecError> {
     let stdin_piped = command.stdin == Stdin::Piped;
+    let limit = command.timeout.map(|limit| limit.saturating_add(TIMEOUT_GRACE));
     let program = command.program.to_string_lossy().into_owned();
     let cwd = command.cwd.clone();
     let side = HostSide::new(to_wire(command)?).map_err(|_| ExecError::InvalidCommand {
@@ -34,7 +40,7 @@ pub(crate) async fn spawn(stream: BoxStream, command: CommandSpec) -> Result<Box
         changed: Notify::new(),
     });
     let driver = Driver {
-        task: tokio::spawn(drive(stream, Arc::clone(&shared))),
+        task: tokio::spawn(drive_within(limit, stream, Arc::clone(&shared))),
     };
     match shared.wait_for(|state| state.started.take()).await {
         Started::Running(pid) => Ok(Box::new(Running {
@@ -303,6 +309,20 @@ fn wake(waker: &mut Option<Waker>) {
     }
 }
 
+/// Drives the command, and gives it up where the guest does not keep its time limit.
+async fn drive_within(limit: Option<Duration>, stream: BoxStream, shared: Arc<Shared>) {
+    let driven = drive(stream, Arc::clone(&shared));
+    let Some(limit) = limit else {
+        return driven.await;
+    };
+    if tokio::time::timeout(limit, driven).await.is_err() {
+        tracing::debug!("a guest did not end a command at its time limit");
+        let why = "the guest did not end the command at its time limit";
+        shared.lock().lose(Lost::Violation(why.into()));
+        shared.changed.notify_waiters();
+    }
+}
+
 /// Carries bytes between the stream and the state until everything was said, or the stream breaks. Reads and
 /// writes at the same time: two peers that only wrote would wait for each other for ever.
 async fn drive(stream: BoxStream, shared: Arc<Shared>) {
@@ -529,5 +549,19 @@ mod tests {
             "{} pieces",
             state.stdout.chunks.len()
         );
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_ignores_a_time_limit_is_not_waited_for() {
+        let (ours, _theirs) = tokio::io::duplex(64 << 10);
+        let side = HostSide::new(wire::Spawn::new(["sleep"])).unwrap();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(side)),
+            changed: Notify::new(),
+        });
+        let limit = Some(Duration::from_millis(20));
+        drive_within(limit, Box::new(ours), Arc::clone(&shared)).await;
+        let started = shared.lock().started.take();
+        assert!(matches!(started, Some(Started::Lost(Lost::Violation(_)))));
     }
 }
