@@ -6,9 +6,9 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use sandbox_core::backend::{Access, Backend, Export, Machine, MachineSpec, ports};
+use sandbox_core::backend::{Access, Backend, Export, Machine, MachineError, MachineSpec, ports};
 use sandbox_core::id::SandboxId;
 use sandbox_core::size::{CpuCount, MemorySize};
 use sandbox_core::stream::BoxStream;
@@ -23,6 +23,9 @@ use crate::error::LaunchError;
 use crate::events::{self, AuditFanOut, Event};
 use crate::sandbox::Sandbox;
 use crate::workspace::{self, WorkspaceError};
+
+/// Pause after a stream that could not be taken, so that a host without descriptors is not kept busy by it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Name of the unprivileged user in the base image.
 const GUEST_USER: &str = "agent";
@@ -67,7 +70,7 @@ struct Plan {
     /// The build the agent must be of, where the backend boots our agent.
     agent_build: Option<String>,
     events: broadcast::Sender<Event>,
-    start_timeout: std::time::Duration,
+    start_timeout: Duration,
 }
 
 impl Plan {
@@ -242,7 +245,12 @@ async fn egress(machine: Arc<dyn Machine>, proxy: Proxy) {
                     streams.spawn(async move { proxy.serve(stream).await });
                 }
                 Ok((port, _)) => tracing::debug!(port, "guest opened a stream to a port that nothing serves"),
-                Err(_) => return,
+                Err(MachineError::Ended(_)) => return,
+                // One stream is lost, for instance for lack of descriptors; the next may do better.
+                Err(error) => {
+                    tracing::warn!(%error, "an egress stream could not be taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             },
             Some(ended) = streams.join_next() => {
                 if let Err(error) = ended {
