@@ -17,6 +17,7 @@ pub(crate) const GDT: u64 = 0x500;
 pub(crate) const BOOT_STACK: u64 = 0x8ff0;
 pub(crate) const BOOT_PARAMS: u64 = 0x7000;
 pub(crate) const PAGE_TABLES: u64 = 0x9000;
+pub(crate) const SETUP_DATA: u64 = 0x1_0000;
 pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 /// End of conventional memory; the kernel looks here for the MP pointer.
 pub(crate) const MP_POINTER: u64 = 0x9_fc00;

@@ -51,6 +51,7 @@ pub fn load(
     // Guest memory starts zeroed, so the string is already terminated.
     memory.write_slice(command_line.as_bytes(), GuestAddress(layout::COMMAND_LINE))?;
     write_boot_params(memory, layout, command_line)?;
+    write_seed(memory)?;
     write_page_tables(memory)?;
     for (index, entry) in GDT.iter().enumerate() {
         memory.write_obj(*entry, GuestAddress(layout::GDT + 8 * index as u64))?;
@@ -74,6 +75,7 @@ fn write_boot_params(memory: &GuestRam, layout: &Layout, command_line: &str) -> 
     const LOADER_TYPE: u64 = 0x210;
     const COMMAND_LINE: u64 = 0x228;
     const COMMAND_LINE_SIZE: u64 = 0x238;
+    const SETUP_DATA: u64 = 0x250;
     const E820_TABLE: u64 = 0x2d0;
     const E820_ENTRY_BYTES: u64 = 20;
     const E820_RAM: u32 = 1;
@@ -88,6 +90,7 @@ fn write_boot_params(memory: &GuestRam, layout: &Layout, command_line: &str) -> 
         u32::try_from(command_line.len()).unwrap_or(0),
         at(COMMAND_LINE_SIZE),
     )?;
+    memory.write_obj(layout::SETUP_DATA, at(SETUP_DATA))?;
 
     let mut ranges = vec![(0, layout::MP_POINTER)];
     for &(start, length) in layout.ram() {
@@ -101,6 +104,23 @@ fn write_boot_params(memory: &GuestRam, layout: &Layout, command_line: &str) -> 
         memory.write_obj(E820_RAM, at(entry + 16))?;
     }
     memory.write_obj(ranges.len() as u8, at(E820_ENTRIES))?;
+    Ok(())
+}
+
+/// A seed for the kernel's generator, the only entry of `setup_data`. With it the generator is ready before anything
+/// asks, and need not gather for each who does. The kernel erases it.
+fn write_seed(memory: &GuestRam) -> Result<(), BootError> {
+    const RNG_SEED: u32 = 9;
+    const SEED_BYTES: usize = 32;
+
+    let mut seed = [0u8; SEED_BYTES];
+    // An empty entry is allowed: it only fails before the host's own pool is ready, long past.
+    let length = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK).unwrap_or(0);
+    let at = |offset: u64| GuestAddress(layout::SETUP_DATA + offset);
+    // Memory starts zeroed: there is no next entry.
+    memory.write_obj(RNG_SEED, at(8))?;
+    memory.write_obj(u32::try_from(length).unwrap_or(0), at(12))?;
+    memory.write_slice(&seed, at(16))?;
     Ok(())
 }
 
