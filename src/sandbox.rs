@@ -21,6 +21,10 @@ use crate::events::Event;
 /// How long a guest that has answered a shutdown may take to be gone.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take to accept a command's stream; one that never answers must not hold its caller.
+/// Generous: the slowest hosts take seconds under load.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A running sandbox. Dropping the handle ends it at once and leaves nothing behind.
 pub struct Sandbox {
     pub(crate) id: SandboxId,
@@ -103,19 +107,30 @@ impl sandbox_core::sandbox::Sandbox for Sandbox {
     }
 
     async fn spawn(&self, command: CommandSpec) -> Result<Box<dyn Process>, ExecError> {
-        let stream = self
-            .machine
-            .connect(ports::EXEC)
-            .await
-            .map_err(|error| match error {
-                MachineError::Ended(exit) => ExecError::SandboxEnded {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.machine.connect(ports::EXEC)).await;
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(MachineError::Ended(exit))) => {
+                return Err(ExecError::SandboxEnded {
                     why: exit.to_string(),
-                },
-                other => ExecError::SpawnFailed {
+                });
+            }
+            Ok(Err(other)) => {
+                return Err(ExecError::SpawnFailed {
                     message: other.to_string(),
                     errno: 0,
-                },
-            })?;
+                });
+            }
+            Err(_) => {
+                return Err(ExecError::SpawnFailed {
+                    message: format!(
+                        "the guest did not take the command within {} s",
+                        CONNECT_TIMEOUT.as_secs()
+                    ),
+                    errno: 0,
+                });
+            }
+        };
         match crate::exec::spawn(stream, command).await {
             // A stream breaks because the machine ended: say how, rather than that.
             Err(ExecError::SandboxEnded { why }) => {
