@@ -3,8 +3,8 @@
 use sandbox_core::backend::Virtualisation;
 
 /// For every host: a serial console that says what is wrong and nothing else; a reset, which ends the machine, as
-/// the end of everything including a panic; the agent as the first process.
-const ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1 \
+/// the end of everything including a panic; no network device made up by a driver; the agent as the first process.
+const ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1 dummy.numdummies=0 \
                       root=/dev/vda rootfstype=erofs ro init=/sandbox-agent";
 
 /// For processors: timers as KVM provides them. The kernel for hosts that interpret ring 0 has these built in, with
