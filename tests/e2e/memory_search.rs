@@ -189,10 +189,11 @@ fn key_is_nowhere_in_the_sandbox_after_it_was_used() {
             .find(|pid| !before.contains(pid))
             .expect("the VMM is a child process");
 
-        // The marker is put together in the guest, so that no command line or script holds it.
+        // The marker is put together in the guest, so that no command line or script holds it; and is much, so
+        // that later programs, which get the freed memory, do not overwrite it all.
         let plant = "
 marker = b'planted' + b'-in-' + b'guest-' + b'memory-0123456789'
-kept = [bytearray(marker) for _ in range(2000)]
+kept = marker * 1000000
 open('/var/tmp/marker', 'wb').write(marker * 100)
 import os; os.sync(); os.unlink('/var/tmp/marker'); del kept";
         let planted = sandbox

@@ -72,6 +72,10 @@ impl Backend for ProcessBackend {
                 "--fork",
                 "--kill-child",
                 "--",
+                // A new network's loopback is down at first.
+                "sh",
+                "-c",
+                "ip link set lo up && exec \"$0\" \"$@\"",
             ])
             .arg(&self.agent)
             .arg("--unix")
