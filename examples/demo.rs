@@ -146,7 +146,7 @@ async fn run(sandbox: &Sandbox, script: &str) -> Result<()> {
     let started = Instant::now();
     let output = sandbox.command("sh").args(["-c", script]).output().await?;
     for line in output.text().lines() {
-        println!("  {}", line.escape_debug());
+        println!("  {}", printable(line));
     }
     println!(
         "  (exit code {}, {:.1} s)",
@@ -154,4 +154,16 @@ async fn run(sandbox: &Sandbox, script: &str) -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// The guest's words without what a terminal would obey.
+fn printable(line: &str) -> String {
+    let visible = |c: char| {
+        if c.is_control() && c != '\t' {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
+    line.chars().map(visible).collect()
 }
