@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 const CODE: u64 = 0x10_0000;
 const PML4: u64 = 0x9000;
 const PDPT: u64 = 0xa000;
+const PD: u64 = 0xb000;
 
 /// Runs `code` as the first instructions of a 64-bit guest until it writes to a port.
 pub fn run(memory_bytes: u64, code: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
@@ -27,9 +28,10 @@ pub fn run(memory_bytes: u64, code: &[u8]) -> Result<(), Box<dyn std::error::Err
     // SAFETY: the region is the whole mapping of `memory`, which outlives the processor: it is declared before
     // it and dropped after it.
     unsafe { vm.set_user_memory_region(region)? };
-    // Identity-mapped first GiB, in one page.
+    // The first 2 MiB, mapped to themselves in one page.
     memory.write_obj(PDPT | 0x3, GuestAddress(PML4))?;
-    memory.write_obj(0x83u64, GuestAddress(PDPT))?;
+    memory.write_obj(PD | 0x3, GuestAddress(PDPT))?;
+    memory.write_obj(0x83u64, GuestAddress(PD))?;
     memory.write_slice(code, GuestAddress(CODE))?;
 
     let mut vcpu = vm.create_vcpu(0)?;

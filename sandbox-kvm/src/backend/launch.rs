@@ -141,7 +141,12 @@ pub(super) async fn launch(
         match message(&mut driver).await? {
             (FromVmm::Started, _) => break,
             (FromVmm::StartFailed(fault), _) => return Err(start_error(fault, &driver.tails)),
-            // A guest that ends or dials within the first moment.
+            // A guest that ends within the first moment may have its end told first, and nothing after it.
+            (ended @ FromVmm::Ended(_), descriptors) => {
+                driver.early.push((ended, descriptors));
+                break;
+            }
+            // Or one that dials.
             other => driver.early.push(other),
         }
         if driver.early.len() > MAX_EARLY {
