@@ -38,7 +38,6 @@ devtmpfs /mnt/root/dev devtmpfs defaults 0 0
 devpts /mnt/root/dev/pts devpts ptmxmode=666,x-mount.mkdir 0 0
 shm /mnt/root/dev/shm tmpfs mode=1777,x-mount.mkdir 0 0
 run /mnt/root/run tmpfs mode=755 0 0
-tmp /mnt/root/tmp tmpfs mode=1777,size=80% 0 0
 cgroup2 /mnt/root/sys/fs/cgroup cgroup2 defaults 0 0
 ";
 
