@@ -1,6 +1,5 @@
 //! Bad input and faults: a typed error that says what to do, and nothing left running or on disk.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,44 +9,20 @@ use sandbox::artifacts::{ArtifactError, Artifacts};
 use sandbox::core::backend::{Backend, BackendError, MachineExit};
 use sandbox::{ExecError, KvmBackend, LaunchError, Rules, Sandbox, SandboxBuilder, Service, Size, sources};
 
-use crate::fixture::{fresh_directory, run};
+use crate::fixture::{fresh_directory, run, vmm_of, vmms};
 
 /// Environment variable that turns this test program into an orchestrator that launches a sandbox and waits.
 const ORCHESTRATOR: &str = "SANDBOX_TEST_ORCHESTRATOR";
 
 fn small(name: &str) -> SandboxBuilder {
     Sandbox::builder()
+        .name(name)
         .workspace(fresh_directory(name))
         .memory(Size::mib(256))
 }
 
 fn images() -> sandbox::KvmImages {
     sandbox::kvm::images(&Artifacts::locate().unwrap())
-}
-
-/// Ids of all VMM processes, whoever's.
-fn vmms() -> BTreeSet<u32> {
-    let is_vmm = |pid: &u32| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        name.starts_with("sandbox-vmm")
-    };
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(is_vmm)
-        .collect()
-}
-
-/// Ids of VMM processes of one orchestrator.
-fn vmms_of(parent: u32) -> BTreeSet<u32> {
-    let is_child = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_field = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().nth(1));
-        parent_field == Some(parent.to_string().as_str())
-    };
-    vmms().into_iter().filter(is_child).collect()
 }
 
 /// Waits until a process is gone; bounded by the test runner. A zombie is gone but for its name.
@@ -167,18 +142,22 @@ fn credential_that_cannot_be_found_stops_the_launch() {
 #[test]
 fn impossible_amounts_are_refused_before_anything_starts() {
     run(async {
-        let before = vmms_of(std::process::id());
         for builder in [
-            small("m").memory(Size::mib(1)),
-            small("m").memory(Size::gib(4096)),
-            small("c").cpus(0),
+            small("impossible").memory(Size::mib(1)),
+            small("impossible").memory(Size::gib(4096)),
+            small("impossible").cpus(0),
         ] {
             let error = builder.launch().await.err().unwrap();
             assert!(matches!(error, LaunchError::Resources(_)), "{error:?}");
         }
-        let error = small("n").name("Not A Name").launch().await.err().unwrap();
+        assert_eq!(vmm_of("impossible"), None);
+        let error = small("not-a-name")
+            .name("Not A Name")
+            .launch()
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, LaunchError::Name(_)), "{error:?}");
-        assert!(vmms_of(std::process::id()).is_subset(&before));
     });
 }
 
@@ -208,12 +187,9 @@ fn guest_that_does_not_come_up_shows_its_last_words() {
 #[test]
 fn killed_vmm_is_an_error_value_and_not_the_end_of_the_host_program() {
     run(async {
-        let before = vmms_of(std::process::id());
         let sandbox = small("killed").launch().await.unwrap_or_else(|e| panic!("{e}"));
-        let after = vmms_of(std::process::id());
-        // Tests run side by side: the one whose guest has our name.
         let mut running = sandbox.command("sleep").arg("100000").spawn().await.unwrap();
-        let vmm = *after.difference(&before).next().expect("a VMM process");
+        let vmm = vmm_of("killed").expect("a VMM process");
         rustix::process::kill_process(
             rustix::process::Pid::from_raw(vmm.cast_signed()).unwrap(),
             rustix::process::Signal::KILL,
@@ -257,12 +233,11 @@ fn dropped_launch_leaves_nothing_running() {
     run(async {
         // Cut off at many points, from before the helper starts to just before the guest answers.
         for millis in [0, 1, 3, 10, 30, 100, 300, 600] {
-            let before = vmms_of(std::process::id());
             let launch = small("dropped").launch();
             let cut = tokio::time::timeout(Duration::from_millis(millis), launch).await;
             drop(cut);
-            for vmm in vmms_of(std::process::id()).difference(&before) {
-                wait_until_gone(*vmm);
+            if let Some(vmm) = vmm_of("dropped") {
+                wait_until_gone(vmm);
             }
         }
     });
@@ -293,7 +268,7 @@ fn killed_orchestrator_takes_its_vmm_with_it_at_any_phase() {
             .map_while(Result::ok)
             .any(|line| line.replace('"', "").contains(&mark));
         assert!(reached, "the orchestrator never came to {phase}");
-        let vmms = vmms_of(orchestrator.id());
+        let vmms: Vec<_> = vmms(orchestrator.id()).into_keys().collect();
         assert!(phase == "start" || vmms.len() == 1, "at {phase}: {vmms:?}");
         orchestrator.kill().unwrap();
         orchestrator.wait().unwrap();

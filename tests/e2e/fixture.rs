@@ -1,5 +1,6 @@
 //! What the tests share: a runtime, a workspace, the API stand-in and a running sandbox.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -110,6 +111,31 @@ pub async fn sh_ok(script: &str) -> String {
 /// `https://…` of the API stand-in.
 pub async fn api_url(path: &str) -> String {
     format!("https://{API}:{}{path}", shared().await.api.port())
+}
+
+/// The process id of the VMM of one of this process's sandboxes. Tests run side by side: only the name tells
+/// which is whose.
+pub fn vmm_of(sandbox: &str) -> Option<u32> {
+    let mut vmms = vmms(std::process::id()).into_iter();
+    vmms.find(|(_, name)| name == sandbox).map(|(pid, _)| pid)
+}
+
+/// The VMM processes of one orchestrator: their ids and the names of their sandboxes.
+pub fn vmms(orchestrator: u32) -> BTreeMap<u32, String> {
+    let vmm = |entry: std::fs::DirEntry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(')')?;
+        let parent: u32 = rest.split_whitespace().nth(1)?.parse().ok()?;
+        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let name = title
+            .trim_end_matches('\0')
+            .strip_prefix("sandbox-vmm: ")?
+            .to_owned();
+        (parent == orchestrator).then_some((pid, name))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(vmm).collect()
 }
 
 /// An empty directory of this process, outside any home directory.

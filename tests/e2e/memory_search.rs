@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use aho_corasick::AhoCorasick;
 
-use crate::fixture::{API, api_rules, api_service, fresh_directory, run};
+use crate::fixture::{API, api_rules, api_service, fresh_directory, run, vmm_of};
 use sandbox::{Sandbox, sources};
 use stand_in::StandIn;
 
@@ -99,22 +99,6 @@ fn base64(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Process ids of VMM processes whose parent is this process.
-fn vmm_processes() -> Vec<u32> {
-    let of = |entry: std::fs::DirEntry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (name, rest) = stat.rsplit_once(')')?;
-        let parent: u32 = rest.split_whitespace().nth(1)?.parse().ok()?;
-        (parent == std::process::id() && name.contains("sandbox-vmm")).then_some(pid)
-    };
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(of)
-        .collect()
-}
-
 /// Searches all readable memory of a process, which for a VMM includes its guest's.
 fn search_memory(pid: u32, needles: &Needles) -> (u64, Vec<String>) {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -173,8 +157,8 @@ fn key_is_nowhere_in_the_sandbox_after_it_was_used() {
     run(async {
         let key = "sk+Search=0123456789abcdefghijklmnopqrstuv";
         let api = StandIn::start(API, key).await.unwrap();
-        let before = vmm_processes();
         let sandbox = Sandbox::builder()
+            .name("search")
             .workspace(fresh_directory("search"))
             .memory(sandbox::Size::mib(256))
             .policy(api_rules(&api))
@@ -184,10 +168,7 @@ fn key_is_nowhere_in_the_sandbox_after_it_was_used() {
             .launch()
             .await
             .unwrap_or_else(|e| panic!("{e}"));
-        let pid = vmm_processes()
-            .into_iter()
-            .find(|pid| !before.contains(pid))
-            .expect("the VMM is a child process");
+        let pid = vmm_of("search").expect("the VMM is a child process");
 
         // The marker is put together in the guest, so that no command line or script holds it; and is much, so
         // that later programs, which get the freed memory, do not overwrite it all.

@@ -1,12 +1,14 @@
 //! The VMM process as a child: killed and reaped by whoever drops it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use sandbox_core::SandboxId;
 
 /// A running VMM process.
 #[derive(Debug)]
@@ -27,21 +29,23 @@ pub(super) struct Connections {
 }
 
 impl VmmProcess {
-    /// Starts `helper` with an empty environment and nothing but a control socket and a pipe.
-    pub(super) fn spawn(helper: &Path) -> std::io::Result<(Self, Connections)> {
+    /// Starts `helper` with an empty environment and nothing but a control socket and a pipe. Its
+    /// title tells whoever reads a process list which sandbox it is.
+    pub(super) fn spawn(helper: &Path, sandbox: &SandboxId) -> std::io::Result<(Self, Connections)> {
         let flags = SocketFlags::CLOEXEC;
         let (control, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let (diagnostics, stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let mut command = Command::new(helper);
         command
+            .arg0(format!("sandbox-vmm: {sandbox}"))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::from(stderr));
         // Ctrl-C at a terminal is for the orchestrator, which then ends its machines in its own way.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.process_group(0);
         let child = command.spawn()?;
         let pid = child.id();
         let process = Self {

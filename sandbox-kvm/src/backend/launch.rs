@@ -70,8 +70,8 @@ pub(super) async fn launch(
     spec: MachineSpec,
     options: String,
 ) -> Result<KvmMachine, BackendError> {
-    let helper = images.helper.clone();
-    let spawned = tokio::task::spawn_blocking(move || VmmProcess::spawn(&helper)).await;
+    let (helper, id) = (images.helper.clone(), spec.id.clone());
+    let spawned = tokio::task::spawn_blocking(move || VmmProcess::spawn(&helper, &id)).await;
     // From here on, dropping `process` kills it.
     let (process, connections) = spawned
         .map_err(std::io::Error::other)

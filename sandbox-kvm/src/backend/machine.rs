@@ -470,7 +470,8 @@ mod tests {
     /// A machine whose process stays until it is killed, and the process's end of a control socket.
     fn machine() -> (KvmMachine, Channel, OwnedFd) {
         // With its standard input open, it waits for ever.
-        let (process, connections) = VmmProcess::spawn(Path::new("/bin/cat")).unwrap();
+        let (process, connections) =
+            VmmProcess::spawn(Path::new("/bin/cat"), &"test".parse().unwrap()).unwrap();
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
