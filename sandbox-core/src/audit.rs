@@ -46,6 +46,9 @@ pub struct AuditEvent {
     pub duration: Duration,
     /// How it ended, in a few words; empty where all went well.
     pub outcome: String,
+    /// How many attempts this event stands for: 1, or more where denials of the same kind came faster than they can
+    /// be told one by one. Then `time` is that of the first of them and `duration` goes to the end of the last.
+    pub attempts: u64,
 }
 
 /// What was decided on an attempt.

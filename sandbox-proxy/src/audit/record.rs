@@ -150,6 +150,7 @@ impl Drop for Record {
             bytes_in: *self.bytes_in.get_mut(),
             duration: self.started.elapsed(),
             outcome: std::mem::take(&mut told.outcome),
+            attempts: 1,
         });
     }
 }
