@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Pool;
+use super::quota::{Ledger, Quota};
 use super::{Inner, Proxy, limits};
 use crate::audit::Hub;
 use crate::policy::Rules;
@@ -35,6 +36,7 @@ pub struct ProxyBuilder {
     resolver: Box<dyn Resolver>,
     roots: Vec<Vec<u8>>,
     sinks: Vec<Arc<dyn AuditSink>>,
+    max_connections: Option<usize>,
 }
 
 /// A proxy that cannot be built as asked.
@@ -76,6 +78,7 @@ impl ProxyBuilder {
             resolver: Box::new(System),
             roots: Vec::new(),
             sinks: Vec::new(),
+            max_connections: None,
         }
     }
 
@@ -138,6 +141,19 @@ impl ProxyBuilder {
         self
     }
 
+    /// How many streams the sandbox may have open, and how many connections to upstream; at least one. What is over
+    /// it is answered with 503 and recorded.
+    ///
+    /// Without it, an eighth of the descriptors that the process may have open (its soft `RLIMIT_NOFILE` when the
+    /// proxy is built), at most 1024. Whatever is said here, all proxies of a process leave a quarter of its
+    /// descriptors alone, and none gets more than are left for the others. A program with many sandboxes does well
+    /// to raise its soft limit to the hard one when it starts.
+    #[must_use]
+    pub fn max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = Some(max_connections.max(1));
+        self
+    }
+
     /// The proxy, with a fresh certificate authority. Nothing is started or opened yet.
     ///
     /// # Errors
@@ -160,6 +176,7 @@ impl ProxyBuilder {
         for root in &self.roots {
             roots.extend(parse_roots(root).ok_or(ProxyError::Root)?);
         }
+        let cap = self.max_connections.unwrap_or_else(Ledger::default_cap);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         Ok(Proxy::new(Inner {
             ca: Ca::new(&self.sandbox, Arc::clone(&provider))?,
@@ -172,7 +189,9 @@ impl ProxyBuilder {
             clients: Clients::new(provider, roots),
             hub: Arc::new(Hub::new(self.sinks)),
             pool: Pool::default(),
-            streams: Arc::new(Semaphore::new(limits::STREAMS)),
+            streams: Quota::new(Ledger::process(), cap),
+            upstreams: Quota::new(Ledger::process(), cap),
+            turned_away: Arc::new(Semaphore::new(limits::TURNED_AWAY)),
             requests: Arc::new(Semaphore::new(limits::REQUESTS)),
             closed: CancellationToken::new(),
         }))

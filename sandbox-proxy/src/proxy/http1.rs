@@ -11,9 +11,9 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use super::body::ResponseBody;
+use super::io::Dialled;
 use super::limits;
 use super::route::Route;
 use crate::audit::record::Record;
@@ -26,7 +26,7 @@ pub(crate) enum After {
         client: OnUpgrade,
         route: Arc<Route>,
         /// The connection to upstream, where one was made before the answer.
-        upstream: Option<TcpStream>,
+        upstream: Option<Dialled>,
         record: Arc<Record>,
     },
     /// A WebSocket.

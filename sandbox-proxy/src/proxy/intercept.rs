@@ -7,12 +7,11 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::http1::{self, After, AfterSlot};
-use super::io::{Client, Prefixed, ScopedExecutor};
+use super::io::{Client, Dialled, Prefixed, ScopedExecutor};
 use super::route::Route;
 use super::upstream::Offer;
 use super::{Inner, exchange, front, limits, tunnel};
@@ -30,7 +29,7 @@ pub(crate) async fn serve(
     inner: Arc<Inner>,
     route: Arc<Route>,
     mut client: Client,
-    upstream: Option<TcpStream>,
+    upstream: Option<Dialled>,
     record: Arc<Record>,
 ) {
     let deadline = Instant::now() + limits::HANDSHAKE_TIME;

@@ -2,8 +2,19 @@
 
 use std::time::Duration;
 
-/// Open streams of one sandbox: bounds descriptors, tasks and memory that a guest can take.
-pub(crate) const STREAMS: usize = 1024;
+/// Of the process's descriptors (its soft `RLIMIT_NOFILE`), what all sandboxes may hold together: three of four. The
+/// rest is for the program around them, for its resolver and for the sandboxes' own machinery.
+pub(crate) const PROXY_PART: (usize, usize) = (3, 4);
+/// Of the same limit, the part that one sandbox may hold as streams of its guest, and once more as connections to
+/// upstream: with the 1024 that many systems start with, 128 each.
+pub(crate) const SANDBOX_PART: usize = 8;
+/// The same as a number, for processes with a great limit: bounds tasks and memory that a guest can take.
+pub(crate) const MAX_PER_SANDBOX: usize = 1024;
+/// For a place among the sandbox's upstream connections: bursts end within this, and a guest that holds them all is
+/// told so.
+pub(crate) const PLACE_TIME: Duration = Duration::from_secs(3);
+/// Streams over the limit that are told so politely at the same time; more than these are just closed.
+pub(crate) const TURNED_AWAY: usize = 8;
 /// Requests in flight of one sandbox: HTTP/2 has many in one stream.
 pub(crate) const REQUESTS: usize = 2048;
 /// Requests at once within one HTTP/2 connection of a guest.

@@ -13,6 +13,7 @@ mod io;
 mod limits;
 mod message;
 mod pool;
+mod quota;
 mod refusal;
 mod route;
 mod tunnel;
@@ -26,7 +27,7 @@ use sandbox_core::audit::AuditEvent;
 use sandbox_core::credential::CredentialError;
 use sandbox_core::policy::{Approver, InvalidPolicy, Policy};
 use sandbox_core::{BoxStream, SandboxId};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
@@ -42,6 +43,7 @@ use crate::tls::Ca;
 use crate::tls::client::Clients;
 use io::Watched;
 use pool::Pool;
+use quota::Quota;
 use refusal::Refusal;
 
 /// The egress proxy of one sandbox. Cheap to clone; all clones are the same proxy.
@@ -78,7 +80,10 @@ pub(crate) struct Inner {
     ca: Ca,
     hub: Arc<Hub>,
     pool: Pool,
-    streams: Arc<Semaphore>,
+    streams: Arc<Quota>,
+    upstreams: Arc<Quota>,
+    /// For streams over the limit.
+    turned_away: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     closed: CancellationToken,
 }
@@ -94,7 +99,7 @@ impl Proxy {
     pub fn serve(&self, stream: BoxStream) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.inner);
         async move {
-            let Ok(_permit) = Arc::clone(&inner.streams).try_acquire_owned() else {
+            let Some(_slot) = inner.streams.try_take() else {
                 turn_away(&inner, stream).await;
                 return;
             };
@@ -222,17 +227,25 @@ async fn turn_away(inner: &Inner, mut stream: BoxStream) {
     let refusal = Refusal::busy("the sandbox has too many streams open");
     let record = Record::start(&inner.hub, &inner.sandbox);
     refusal.tell(&record);
-    let answer = refusal.raw_response("");
-    let told = stream.write_all(&answer);
-    // As many more are refused as the guest likes to open: none of them is waited for long.
-    let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    // As many more are refused as the guest likes to open: few of them are told, and none is waited for long.
+    let Ok(_permit) = inner.turned_away.try_acquire() else {
+        return;
+    };
+    let tell = async {
+        let answer = refusal.raw_response("");
+        // A socket that is closed with bytes unread in it loses the answer, too.
+        let mut head = [0; 4096];
+        if stream.read(&mut head).await.is_ok() && stream.write_all(&answer).await.is_ok() {
+            let _ = stream.shutdown().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), tell).await;
 }
 
 fn is_passing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
-    // EMFILE and ENFILE have no kind of their own.
     matches!(
         error.kind(),
         ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory
-    ) || matches!(error.raw_os_error(), Some(23 | 24))
+    ) || io::is_out_of_descriptors(error)
 }

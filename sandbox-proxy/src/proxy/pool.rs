@@ -3,16 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 use sandbox_core::host::Host;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::body::RequestBody;
 use super::limits;
 
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
-const READY_TIME: Duration = Duration::from_millis(20);
+const READY_TIME: std::time::Duration = std::time::Duration::from_millis(20);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -25,10 +25,14 @@ pub(crate) struct Target {
     waiting: Mutex<Waiting>,
 }
 
+/// Each with the time since when it waits; an HTTP/2 connection is shared, and waits from when it was last asked
+/// for. Requests under way on it keep it open whatever becomes of it here.
 #[derive(Debug, Default)]
 struct Waiting {
     h1: Vec<(http1::SendRequest<RequestBody>, Instant)>,
-    h2: Option<http2::SendRequest<RequestBody>>,
+    h2: Option<(http2::SendRequest<RequestBody>, Instant)>,
+    /// Whether a task lets go of what waited too long.
+    swept: bool,
 }
 
 /// A connection to send a request on.
@@ -47,7 +51,7 @@ pub(crate) struct Checkin {
 
 impl Pool {
     pub(crate) fn target(&self, tls: bool, host: &Host, port: u16) -> Arc<Target> {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.lock();
         let key = (tls, host.clone(), port);
         if let Some(target) = targets.get(&key) {
             return Arc::clone(target);
@@ -65,10 +69,24 @@ impl Pool {
 
     /// Lets go of every connection that waits: it was vetted by a policy that is no more.
     pub(crate) fn forget(&self) {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, target) in targets.drain() {
-            *target.lock() = Waiting::default();
+        for (_, target) in self.lock().drain() {
+            target.lock().clear();
         }
+    }
+
+    /// Lets go of the connection that has waited longest, if one waits: another needs its place.
+    pub(crate) fn let_go_of_oldest(&self) {
+        let targets = self.lock();
+        let oldest = targets
+            .values()
+            .filter_map(|target| Some((target.lock().oldest()?, target)));
+        if let Some((_, target)) = oldest.min_by_key(|(since, _)| *since) {
+            target.lock().drop_oldest();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(bool, Host, u16), Arc<Target>>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,12 +97,13 @@ impl Target {
             let mut h1 = {
                 let mut waiting = self.lock();
                 waiting.drop_stale();
-                if let Some(h2) = &waiting.h2 {
+                if let Some((h2, since)) = &mut waiting.h2 {
+                    *since = Instant::now();
                     return Some(Sender::H2(h2.clone()));
                 }
                 waiting.h1.pop()?.0
             };
-            if let Ok(Ok(())) = tokio::time::timeout(READY_TIME, h1.ready()).await {
+            if let Ok(Ok(())) = timeout(READY_TIME, h1.ready()).await {
                 return Some(Sender::H1(h1));
             }
         }
@@ -102,16 +121,20 @@ impl Target {
     }
 
     /// Takes a new connection. HTTP/2 is shared from now on, HTTP/1.1 waits for its first request.
-    pub(crate) fn put(&self, sender: Sender) {
+    pub(crate) fn put(self: &Arc<Self>, sender: Sender) {
         let mut waiting = self.lock();
         match sender {
-            Sender::H2(h2) => waiting.h2 = Some(h2),
+            Sender::H2(h2) => waiting.h2 = Some((h2, Instant::now())),
             Sender::H1(h1) => {
                 waiting.drop_stale();
                 if waiting.h1.len() < limits::POOL_PER_TARGET {
                     waiting.h1.push((h1, Instant::now()));
                 }
             }
+        }
+        if !waiting.swept && waiting.oldest().is_some() {
+            waiting.swept = true;
+            tokio::spawn(sweep(Arc::downgrade(self)));
         }
     }
 
@@ -124,13 +147,50 @@ impl Target {
     }
 }
 
+/// Lets go of connections that waited too long, until none waits: a guest that falls silent holds no descriptors.
+async fn sweep(target: std::sync::Weak<Target>) {
+    loop {
+        sleep(limits::POOL_IDLE_TIME / 3).await;
+        let Some(target) = target.upgrade() else {
+            return;
+        };
+        let mut waiting = target.lock();
+        waiting.drop_stale();
+        if waiting.oldest().is_none() {
+            waiting.swept = false;
+            return;
+        }
+    }
+}
+
 impl Waiting {
     fn drop_stale(&mut self) {
-        self.h1
-            .retain(|(h1, since)| !h1.is_closed() && since.elapsed() < limits::POOL_IDLE_TIME);
-        if self.h2.as_ref().is_some_and(http2::SendRequest::is_closed) {
-            self.h2 = None;
+        let fresh = |since: &Instant| since.elapsed() < limits::POOL_IDLE_TIME;
+        self.h1.retain(|(h1, since)| !h1.is_closed() && fresh(since));
+        self.h2.take_if(|(h2, since)| h2.is_closed() || !fresh(since));
+    }
+
+    /// Since when the one waits that has waited longest.
+    fn oldest(&self) -> Option<Instant> {
+        let h1 = self.h1.iter().map(|(_, since)| *since).min();
+        h1.into_iter()
+            .chain(self.h2.iter().map(|(_, since)| *since))
+            .min()
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(oldest) = self.oldest() else {
+            return;
+        };
+        self.h2.take_if(|(_, since)| *since == oldest);
+        if let Some(at) = self.h1.iter().position(|(_, since)| *since == oldest) {
+            self.h1.remove(at);
         }
+    }
+
+    fn clear(&mut self) {
+        self.h1.clear();
+        self.h2 = None;
     }
 }
 
@@ -145,5 +205,54 @@ impl Checkin {
     /// The response has ended as it should: the connection waits for the next request.
     pub(crate) fn done(self) {
         self.target.put(Sender::H1(self.sender));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioIo;
+
+    use super::*;
+
+    async fn connection() -> (http1::SendRequest<RequestBody>, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(64);
+        let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        (sender, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_wait_too_long_are_closed_though_nobody_asks() {
+        let target = Arc::<Target>::default();
+        let (sender, mut far) = connection().await;
+        target.put(Sender::H1(sender));
+        let mut byte = [0];
+        // The clock is the test's: it jumps to whatever comes next, which is the end of the connection.
+        let ended = timeout(
+            2 * limits::POOL_IDLE_TIME,
+            tokio::io::AsyncReadExt::read(&mut far, &mut byte),
+        );
+        assert_eq!(ended.await.unwrap().unwrap(), 0);
+        assert!(!target.lock().swept, "its task has ended, too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn oldest_connection_of_all_targets_makes_room() {
+        let pool = Pool::default();
+        let (first, mut far) = connection().await;
+        let (second, _far) = connection().await;
+        let one = pool.target(false, &"one.test".parse().unwrap(), 80);
+        let two = pool.target(false, &"two.test".parse().unwrap(), 80);
+        two.put(Sender::H1(first));
+        sleep(std::time::Duration::from_secs(1)).await;
+        one.put(Sender::H1(second));
+        pool.let_go_of_oldest();
+        assert_eq!(
+            tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap(),
+            0
+        );
+        assert!(!two.is_open() && one.is_open());
+        pool.let_go_of_oldest();
+        assert!(!one.is_open());
     }
 }

@@ -10,12 +10,11 @@ use bytes::{Buf, BytesMut};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::io::poll_read_buf;
 
 use super::intercept::refuse;
-use super::io::{Client, Prefixed, Watched};
+use super::io::{Client, Dialled, Prefixed, Watched};
 use super::limits;
 use super::refusal::Refusal;
 use super::route::Route;
@@ -78,7 +77,7 @@ const NAME_DIFFERS: &str = "the TLS server name differs from the target of CONNE
 pub(crate) async fn serve(
     route: Arc<Route>,
     mut client: Client,
-    upstream: Option<TcpStream>,
+    upstream: Option<Dialled>,
     record: Arc<Record>,
 ) {
     let Some(mut upstream) = upstream else {

@@ -14,8 +14,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::Inner;
+use super::io::{Dialled, is_out_of_descriptors};
 use super::limits;
 use super::pool::Sender;
+use super::quota::Slot;
 use super::refusal::Refusal;
 use super::route::Route;
 use crate::address;
@@ -34,11 +36,13 @@ pub(crate) enum Offer {
 
 impl Inner {
     /// Connects to an admitted target: resolves once, vets all, dials a vetted one.
-    pub(super) async fn dial(&self, route: &Route) -> Result<TcpStream, Refusal> {
-        let addresses = match &route.host {
-            Host::Address(address) => vec![*address],
-            Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name)).await {
-                Ok(Ok(addresses)) => addresses,
+    pub(super) async fn dial(&self, route: &Route) -> Result<Dialled, Refusal> {
+        // Before the look-up, which takes descriptors, too.
+        let slot = self.place().await?;
+        let (addresses, slot) = match &route.host {
+            Host::Address(address) => (vec![*address], slot),
+            Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name, slot)).await {
+                Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %name, "look-up failed");
                     return Err(Refusal::upstream(
@@ -60,14 +64,26 @@ impl Inner {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        Ok(stream)
+        Ok(Dialled::new(stream, slot))
+    }
+
+    /// A place for one more connection to upstream. Those that wait in the pool for a next request make room.
+    async fn place(&self) -> Result<Slot, Refusal> {
+        if let Some(slot) = self.upstreams.try_take() {
+            return Ok(slot);
+        }
+        self.pool.let_go_of_oldest();
+        self.upstreams
+            .take(limits::PLACE_TIME)
+            .await
+            .ok_or_else(|| Refusal::busy("the sandbox has too many connections open; close some first"))
     }
 
     /// A new HTTP connection to an admitted target, over `dialled` if that is given.
     pub(super) async fn connect(
         &self,
         route: &Route,
-        dialled: Option<TcpStream>,
+        dialled: Option<Dialled>,
         offer: Offer,
     ) -> Result<Sender, Refusal> {
         let stream = match dialled {
@@ -183,6 +199,10 @@ async fn dial_any(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
 
 fn failed(error: &io::Error, route: &Route) -> Refusal {
     let shown = route.shown();
+    if is_out_of_descriptors(error) {
+        tracing::error!(%error, "the process has no descriptor left for a connection: raise its RLIMIT_NOFILE");
+        return Refusal::busy("the host has too much open for one more connection");
+    }
     match error.kind() {
         io::ErrorKind::TimedOut => Refusal::timeout("connection_timeout", &format!("{shown} did not answer")),
         io::ErrorKind::ConnectionRefused => {

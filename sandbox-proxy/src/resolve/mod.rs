@@ -60,10 +60,15 @@ impl Names {
         }
     }
 
-    pub(crate) async fn lookup(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
-        let mut addresses = match self.fixed.get(name) {
-            Some(fixed) => fixed.clone(),
-            None => self.ask(name).await?,
+    /// Looks a name up. `held` is what the look-up takes of the host, and is given back only when it has ended:
+    /// even if its asker goes away.
+    pub(crate) async fn lookup<T>(&self, name: &HostName, held: T) -> io::Result<(Vec<IpAddr>, T)>
+    where
+        T: Send + 'static,
+    {
+        let (mut addresses, held) = match self.fixed.get(name) {
+            Some(fixed) => (fixed.clone(), held),
+            None => self.ask(name, held).await?,
         };
         addresses.truncate(MAX_ADDRESSES);
         for address in &mut addresses {
@@ -72,11 +77,14 @@ impl Names {
         if addresses.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
         }
-        Ok(addresses)
+        Ok((addresses, held))
     }
 
     /// Asks the resolver, in a task of its own: it counts until it has ended, even if its asker goes away.
-    async fn ask(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+    async fn ask<T>(&self, name: &HostName, held: T) -> io::Result<(Vec<IpAddr>, T)>
+    where
+        T: Send + 'static,
+    {
         let permit = Arc::clone(&self.lookups)
             .acquire_owned()
             .await
@@ -84,8 +92,9 @@ impl Names {
         let (resolver, name) = (Arc::clone(&self.resolver), name.clone());
         let asked = tokio::spawn(async move {
             let _permit = permit;
-            timeout(LOOKUP_TIME, resolver.lookup(&name)).await
+            let found = timeout(LOOKUP_TIME, resolver.lookup(&name)).await;
+            Ok((found??, held))
         });
-        asked.await.map_err(io::Error::other)??
+        asked.await.map_err(io::Error::other)?
     }
 }

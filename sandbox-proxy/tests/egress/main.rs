@@ -6,6 +6,7 @@
 mod clients;
 mod hostile;
 mod interception;
+mod limits;
 mod names;
 mod plain;
 mod requests;

@@ -375,13 +375,7 @@ impl Running {
 
     /// Allows `api.test` at the upstream, with the secret in `x-api-key`.
     pub async fn managed(upstream: &Upstream) -> Self {
-        Self::start(|builder| {
-            allowed(builder, upstream).credential(
-                Service::custom("api").header(&upstream.at("api.test"), "x-api-key"),
-                Arc::new(sources::Static::new(SECRET)),
-            )
-        })
-        .await
+        Self::start(|builder| with_credential(allowed(builder, upstream), upstream)).await
     }
 
     pub async fn dial(&self) -> TcpStream {
@@ -445,6 +439,14 @@ pub fn allowed(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
         .policy(Arc::new(Rules::new().allow(&rule)))
         .resolve("api.test".parse().unwrap(), vec![LOCAL])
         .extra_root(upstream.ca_pem.clone())
+}
+
+/// The secret in `x-api-key` for `api.test`.
+pub fn with_credential(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
+    builder.credential(
+        Service::custom("api").header(&upstream.at("api.test"), "x-api-key"),
+        Arc::new(sources::Static::new(SECRET)),
+    )
 }
 
 pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;

@@ -217,25 +217,3 @@ async fn dropping_a_served_stream_leaves_nothing_open() {
     let event = running.events.wait(|event| event.port == port).await;
     assert_eq!(event.decision, AuditDecision::Allowed);
 }
-
-#[tokio::test]
-async fn streams_of_one_sandbox_are_bounded() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = Running::open(&upstream).await;
-    // In memory: so many sockets are more than some machines allow a process.
-    let mut open = Vec::new();
-    for _ in 0..1024 {
-        let (near, far) = tokio::io::duplex(64);
-        tokio::spawn(running.proxy.serve(Box::new(far)));
-        open.push(near);
-    }
-    // Each has been taken once its first bytes are.
-    for stream in &mut open {
-        stream.write_all(&[b'x'; 65]).await.unwrap();
-    }
-    let answer = running.raw("CONNECT api.test:1 HTTP/1.1\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-    drop(open);
-    let event = running.events.wait(|event| event.status == Some(503)).await;
-    assert_eq!(event.decision, AuditDecision::Denied);
-}
