@@ -30,11 +30,19 @@ printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 0755 "$root/usr/sbin/policy-rc.d"
 
 # Identity is given at launch, never baked in.
-printf 'sandbox\n' >"$root/etc/hostname"
-printf '127.0.0.1 localhost sandbox gateway.sandbox.internal\n::1 localhost\n' >"$root/etc/hosts"
-: >"$root/etc/machine-id"
-: >"$root/etc/resolv.conf"
 rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id"
+mkdir -p "$root/usr/lib/sandbox"
+mv "$root/etc/ssl/certs/ca-certificates.crt" "$root/usr/lib/sandbox/roots.pem"
+# The agent writes these in memory, which is fast and leaves the private layer empty.
+link() { rm -f "$root/$1" && ln -s "/run/sandbox/$2" "$root/$1"; }
+link etc/hostname hostname
+link etc/hosts hosts
+link etc/machine-id machine-id
+link etc/resolv.conf resolv.conf
+link etc/ssl/certs/ca-certificates.crt ca-certificates.crt
+link etc/sudoers.d/90-sandbox sudoers
+mkdir -p "$root/usr/local/share/ca-certificates"
+link usr/local/share/ca-certificates/sandbox.crt authority.crt
 
 # Mount points, since the image itself is read-only.
 for dir in dev proc sys run tmp base layer sandbox workspace mnt; do mkdir -p "$root/$dir"; done

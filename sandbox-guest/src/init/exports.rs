@@ -64,9 +64,7 @@ fn mounted() -> Result<(), Failed> {
     }
     let mut private = DirBuilder::new();
     private.mode(0o700).recursive(true);
-    private
-        .create("/run/sandbox")
-        .map_err(Failed::when("make /run/sandbox"))?;
+    super::files::make_volatile()?;
     private
         .create(DEVICE_ROOT)
         .map_err(Failed::when(format!("make {DEVICE_ROOT}")))?;

@@ -8,6 +8,7 @@ use sandbox_protocol::{
     control::{EntropySeed, WallClock},
 };
 
+use super::files;
 use crate::diagnostics::Failed;
 
 /// Longest host name: one DNS label.
@@ -75,13 +76,13 @@ pub(super) fn set_names(hostname: &str, machine_id: &[u8; 16]) -> Result<(), Fai
             let _ = write!(text, "{byte:02x}");
             text
         });
-    write("/etc/hostname", &format!("{hostname}\n"))?;
-    write("/etc/machine-id", &format!("{id}\n"))?;
-    write("/etc/hosts", &hosts(hostname))?;
+    files::put("/etc/hostname", format!("{hostname}\n").as_bytes())?;
+    files::put("/etc/machine-id", format!("{id}\n").as_bytes())?;
+    files::put("/etc/hosts", hosts(hostname).as_bytes())?;
     // Names are the host's business. A resolver asked directly finds nobody here, and says so at once.
-    write(
+    files::put(
         "/etc/resolv.conf",
-        "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+        b"nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
     )
 }
 
@@ -127,14 +128,6 @@ fn is_label(name: &str) -> bool {
         && name.bytes().all(inner)
         && !name.starts_with('-')
         && !name.ends_with('-')
-}
-
-fn write(path: &str, text: &str) -> Result<(), Failed> {
-    // A link, such as the one a resolver service leaves, may lead nowhere here.
-    if fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink()) {
-        fs::remove_file(path).map_err(Failed::when(format!("replace {path}")))?;
-    }
-    fs::write(path, text).map_err(Failed::when(format!("write {path}")))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Order at boot: disks, overlay, pivot, kernel file systems, loopback. Each step needs those before it.
 
 mod exports;
+mod files;
 mod identity;
 mod mounts;
 mod trust;
@@ -108,6 +109,7 @@ impl Surroundings {
             // Randomness first, the clock second: all that follows may use them.
             identity::add_entropy(&entropy)?;
             identity::set_clock(wall_clock)?;
+            files::make_volatile()?;
             identity::set_names(&hostname, &machine_id)?;
             let account = users::find(|account| account.name == user)
                 .map_err(Failed::when("read /etc/passwd in the image"))?;

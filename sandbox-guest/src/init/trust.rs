@@ -4,12 +4,12 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use sandbox_protocol::GATEWAY_NAME;
 
+use super::files;
 use crate::{diagnostics::Failed, options::Options, transport::Transport};
 
 /// Bundles of certificates that programs read by default: Debian and its kin, Red Hat's, Alpine's.
@@ -18,6 +18,9 @@ const BUNDLES: [&str; 3] = [
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
+
+/// What an image made for sandboxes holds in place of its bundle, whose name is then a link: see [`super::files`].
+const IMAGE_ROOTS: &str = "/usr/lib/sandbox/roots.pem";
 
 /// Where Debian's `update-ca-certificates` looks, so that a later run of it keeps the authority.
 const LOCAL_CERTIFICATE: &str = "/usr/local/share/ca-certificates/sandbox.crt";
@@ -106,33 +109,41 @@ fn proxy_variables(host: &str, port: u16) -> Vec<(String, String)> {
 
 /// Adds the authority to the image's bundles; gives the bundle's path and that of the authority alone.
 fn install(pem: &str) -> Result<(String, String), Failed> {
-    let single = Path::new(LOCAL_CERTIFICATE);
-    if let Some(parent) = single.parent() {
-        fs::create_dir_all(parent).map_err(Failed::when(format!("make {}", parent.display())))?;
-    }
-    fs::write(single, pem).map_err(Failed::when(format!("write {LOCAL_CERTIFICATE}")))?;
-    let mut done: Vec<PathBuf> = Vec::new();
+    let parent = |path: &str| Path::new(path).parent().unwrap_or(Path::new("/")).to_owned();
+    let single_parent = parent(LOCAL_CERTIFICATE);
+    fs::create_dir_all(&single_parent).map_err(Failed::when(format!("make {}", single_parent.display())))?;
+    files::put(LOCAL_CERTIFICATE, pem.as_bytes())?;
+    let mut done: Vec<(&str, PathBuf)> = Vec::new();
     for bundle in BUNDLES {
         // Several names of one file are common; each file gets the authority once.
-        let Ok(file) = fs::canonicalize(bundle) else {
-            continue;
+        let (file, volatile) = match files::volatile_target(Path::new(bundle)) {
+            Some(target) => (target, true),
+            None => match fs::canonicalize(bundle) {
+                Ok(file) => (file, false),
+                Err(_) => continue,
+            },
         };
-        if !done.contains(&file) {
-            append(&file, pem).map_err(Failed::when(format!("add the sandbox's authority to {bundle}")))?;
-            done.push(file);
+        if done.iter().any(|(_, other)| *other == file) {
+            continue;
         }
+        if volatile {
+            let mut all = read(IMAGE_ROOTS).map_err(Failed::when(format!("read {IMAGE_ROOTS}")))?;
+            all.extend_from_slice(addition(pem).as_bytes());
+            files::put(bundle, &all)?;
+        } else {
+            append(&file, pem).map_err(Failed::when(format!("add the sandbox's authority to {bundle}")))?;
+        }
+        done.push((bundle, file));
     }
     let [default, ..] = BUNDLES;
     if done.is_empty() {
         // An image without any roots: ours is then the only one.
-        let parent = Path::new(default).parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(parent).map_err(Failed::when(format!("make {}", parent.display())))?;
-        fs::write(default, pem).map_err(Failed::when(format!("write {default}")))?;
+        let parent = parent(default);
+        fs::create_dir_all(&parent).map_err(Failed::when(format!("make {}", parent.display())))?;
+        files::put(default, pem.as_bytes())?;
     }
-    let bundle = done
-        .first()
-        .map_or_else(|| default.to_owned(), |file| file.display().to_string());
-    Ok((bundle, LOCAL_CERTIFICATE.to_owned()))
+    let bundle = done.first().map_or(default, |(bundle, _)| bundle);
+    Ok((bundle.to_owned(), LOCAL_CERTIFICATE.to_owned()))
 }
 
 /// For an ordinary process, which leaves the system's files alone.
@@ -159,7 +170,12 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
 
 fn append(file: &Path, pem: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(file)?;
-    file.write_all(format!("\n{}\n", pem.trim_end()).as_bytes())
+    file.write_all(addition(pem).as_bytes())
+}
+
+/// The authority on lines of its own, whatever comes before.
+fn addition(pem: &str) -> String {
+    format!("\n{}\n", pem.trim_end())
 }
 
 fn keep_across_sudo<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Failed> {
@@ -168,14 +184,7 @@ fn keep_across_sudo<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Fail
     }
     let names: Vec<&str> = names.collect();
     let line = format!("Defaults env_keep += \"{}\"\n", names.join(" "));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o440)
-        .open(SUDOERS)
-        .and_then(|mut file| file.write_all(line.as_bytes()));
-    written.map_err(Failed::when(format!("write {SUDOERS}")))
+    files::put_with_mode(SUDOERS, line.as_bytes(), 0o440)
 }
 
 #[cfg(test)]
