@@ -1,15 +1,13 @@
 //! A third-party backend behind the same API: the same command and the same authenticated call, with the guest
 //! an ordinary process in namespaces. See `examples/custom-backend/` for the backend itself.
 
-use std::error::Error;
-
 use process_backend::ProcessBackend;
 use sandbox::artifacts::Artifacts;
 use sandbox::{Rules, Sandbox, Service, sources};
 use stand_in::StandIn;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> anyhow::Result<()> {
     let agent = Artifacts::locate()?.agent_program();
     let workspace = tempfile::tempdir()?;
     let api = StandIn::start("api.example.com", "the-real-key").await?;

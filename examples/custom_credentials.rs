@@ -1,6 +1,5 @@
-//! A credential source of your own: a token that is minted on the host, changes with every use, and ends.
+//! A credential source of your own: a token that is minted on the host, anew for every request.
 
-use std::error::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
@@ -32,7 +31,7 @@ impl CredentialSource for TokenMint {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> anyhow::Result<()> {
     let workspace = tempfile::tempdir()?;
     let api = StandIn::start("api.example.com", "").await?;
     let target = format!("api.example.com:{}", api.port());

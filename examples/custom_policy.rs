@@ -1,6 +1,5 @@
 //! A policy of your own: office hours for one host, a person asked for another, everything else denied.
 
-use std::error::Error;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -8,7 +7,7 @@ use sandbox::core::policy::{Approver, Attempt, Decision, Policy, Question};
 use sandbox::{Event, Sandbox, Size};
 use stand_in::StandIn;
 
-/// Lets `hosts` through between two hours (UTC), and asks about `ask`.
+/// Lets `target` through between two hours (UTC), and asks about `ask`.
 #[derive(Debug)]
 struct OfficeHours {
     open: std::ops::Range<u64>,
@@ -50,7 +49,7 @@ impl Approver for SaysNo {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> anyhow::Result<()> {
     let workspace = tempfile::tempdir()?;
     let api = StandIn::start("api.example.com", "").await?;
     let policy = OfficeHours {
@@ -67,7 +66,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .launch()
         .await?;
     let mut events = sandbox.events();
-    let open = format!("https://api.example.com:{}/", api.port());
+    let open = format!("https://api.example.com:{}/bytes/5", api.port());
     for url in [
         open.as_str(),
         "https://ask.example.com/",
@@ -76,10 +75,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         // -k: without a credential the tunnel is opaque, and the guest does not know the stand-in's root.
         let output = sandbox
             .command("curl")
-            .args(["-skS", "-w", "%{http_code}\n", url])
+            .args(["-skS", "-o", "/dev/null", "-w", "HTTP %{http_code}\n", url])
             .output()
             .await?;
-        println!("{url}: {}(exit code {})", output.text(), output.status.code());
+        println!("{url}\n{}(exit code {})\n", output.text(), output.status.code());
     }
     sandbox.shutdown().await?;
     while let Ok(event) = events.try_recv() {

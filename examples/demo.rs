@@ -3,15 +3,13 @@
 //!
 //! Run it with `cargo xtask demo [DIRECTORY]`, which does the set-up first.
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Result;
 use sandbox::core::audit::AuditDecision;
 use sandbox::{Event, Rules, Sandbox, Service, Size, User, sources};
 use stand_in::StandIn;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const HOST: &str = "api.example.com";
 const KEY: &str = "sk-demo-this-key-stays-on-the-host";
@@ -22,20 +20,6 @@ async fn main() -> Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    if let Err(error) = demo().await {
-        // Display, for people: every error says what to do.
-        eprintln!("\nerror: {error}");
-        let mut cause = error.source();
-        while let Some(because) = cause {
-            eprintln!("  because: {because}");
-            cause = because.source();
-        }
-        std::process::exit(1);
-    }
-    Ok(())
-}
-
-async fn demo() -> Result<()> {
     let workspace = match std::env::args_os().nth(1) {
         Some(directory) => PathBuf::from(directory).canonicalize()?,
         None => std::env::current_dir()?,

@@ -4,7 +4,7 @@ use sandbox::{Rules, Sandbox, Service, sources};
 use stand_in::StandIn;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn main() -> anyhow::Result<()> {
     // An API on this machine that wants a key. For a real one: `Service::anthropic()` with
     // `sources::Env::new("ANTHROPIC_API_KEY")`, and neither `resolve` nor `trust`.
     let api = StandIn::start("api.example.com", "the-real-key").await?;

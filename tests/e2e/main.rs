@@ -12,6 +12,7 @@
 mod backends;
 mod core;
 mod credentials;
+mod examples;
 mod exec;
 mod faults;
 mod fixture;

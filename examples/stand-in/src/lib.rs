@@ -4,7 +4,6 @@
 //! other path answers 200 to the right key and 401 to any other. It speaks HTTP/1.1 and HTTP/2 under its own root certificate.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,7 +55,7 @@ impl StandIn {
     ///
     /// # Errors
     /// When there is no port or no certificate to be had.
-    pub async fn start(name: &str, key: &str) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub async fn start(name: &str, key: &str) -> anyhow::Result<Self> {
         Self::start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), name, key).await
     }
 
@@ -64,11 +63,7 @@ impl StandIn {
     ///
     /// # Errors
     /// When the address cannot be used or no certificate is to be had.
-    pub async fn start_on(
-        address: SocketAddr,
-        name: &str,
-        key: &str,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub async fn start_on(address: SocketAddr, name: &str, key: &str) -> anyhow::Result<Self> {
         let mut root = rcgen::CertificateParams::new(Vec::new())?;
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         root.distinguished_name
