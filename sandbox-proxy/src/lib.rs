@@ -13,11 +13,21 @@
 //!
 //! # What scrubbing does and does not do
 //!
-//! Requests that got a credential ask for whole responses without compression (`Accept-Encoding: identity`, no
-//! `Range`); one that comes compressed all the same is refused. Headers, trailers and bodies are searched for the secret as it is and in base64, hexadecimal,
-//! percent-encoded and JSON forms, across chunks, and each byte found is replaced by `*`. WebSockets are
-//! searched as far as a frame border does not split a secret. A host that wants to give a secret away can
-//! always do so; secrets shorter than six bytes are not searched for.
+//! Where a sandbox has credentials, all responses that are read here are searched for every secret that its requests
+//! went out with, whichever service it was for. Requests ask for responses without compression
+//! (`Accept-Encoding: identity`); those to a service's hosts, on any port and over plain HTTP, too, ask for whole ones
+//! (no `Range`), and one that comes compressed all the same is refused. Headers, trailers, bodies and WebSocket
+//! messages are searched for the secret as it is and in base64, hexadecimal, percent-encoded, JSON, HTML and UTF-16
+//! forms, across chunks and frames and the line breaks of encoders, and each byte found is replaced by `*`.
+//!
+//! The end of a body waits until it is known not to be part of a secret, and in a way that tells nobody whether it
+//! looked like one: what is held back depends on sizes, line ends and times alone. Server-sent events, JSON lines,
+//! gRPC, Connect, AWS event streams and WebSocket messages arrive at once. Other streams that fall silent arrive up to
+//! their last line after 50 ms, and wholly after 5 s.
+//!
+//! A host that wants to give a secret away can always do so: by encoding it otherwise, by pausing in the middle of
+//! it, by splitting it between two events. Opaque tunnels are not searched. Secrets shorter than six bytes are not
+//! searched for.
 
 #![forbid(unsafe_code)]
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pool::Checkin;
 use crate::audit::record::Record;
@@ -73,15 +74,19 @@ pub(crate) enum ResponseBody {
 /// A body from upstream, with what must live as long as it.
 #[derive(Debug)]
 pub(crate) struct Streamed {
-    pub(crate) incoming: Incoming,
-    pub(crate) record: Arc<Record>,
-    pub(crate) scrubber: Option<Scrubber>,
+    incoming: Incoming,
+    record: Arc<Record>,
+    scrubber: Option<Scrubber>,
+    /// Ends when upstream has been silent for so long that less need wait.
+    pause: Option<Pin<Box<Sleep>>>,
+    /// Whether `pause` has been set since the last frame.
+    pausing: bool,
     /// Gives the connection back for the next request, once the body has ended as it should.
-    pub(crate) checkin: Option<Checkin>,
+    checkin: Option<Checkin>,
     /// A frame that waits behind what the scrubber held back.
-    pub(crate) waiting: Option<Frame<Bytes>>,
-    pub(crate) ended: bool,
-    pub(crate) _permit: OwnedSemaphorePermit,
+    waiting: Option<Frame<Bytes>>,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl ResponseBody {
@@ -95,6 +100,26 @@ impl ResponseBody {
 }
 
 impl Streamed {
+    pub(crate) fn new(
+        incoming: Incoming,
+        record: Arc<Record>,
+        scrubber: Option<Scrubber>,
+        checkin: Option<Checkin>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            ended: incoming.is_end_stream(),
+            incoming,
+            record,
+            scrubber,
+            pause: None,
+            pausing: false,
+            checkin,
+            waiting: None,
+            _permit: permit,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         loop {
             if let Some(frame) = self.waiting.take() {
@@ -103,7 +128,11 @@ impl Streamed {
             if self.ended {
                 return Poll::Ready(None);
             }
-            let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+                return self.poll_pause(cx).map(|rest| Some(Ok(Frame::data(rest))));
+            };
+            self.pausing = false;
+            let frame = match frame {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
                     self.ended = true;
@@ -126,9 +155,12 @@ impl Streamed {
                 None => (Some(frame), None),
                 Some(scrubber) => match frame.into_data() {
                     Ok(data) => {
-                        let clean = scrubber.data(data);
-                        let rest = if last { scrubber.finish() } else { Bytes::new() };
-                        (not_empty(clean), not_empty(rest))
+                        let clean = if last {
+                            scrubber.last(data)
+                        } else {
+                            scrubber.data(data)
+                        };
+                        (not_empty(clean), None)
                     }
                     Err(trailers) => {
                         let trailers = scrubber.trailers(trailers);
@@ -144,6 +176,28 @@ impl Streamed {
                 return Poll::Ready(Some(Ok(frame)));
             }
         }
+    }
+
+    /// Waits until upstream has been silent for so long that something goes out.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let Some(scrubber) = &mut self.scrubber else {
+            return Poll::Pending;
+        };
+        while let Some(length) = scrubber.pause() {
+            let until = Instant::now() + length;
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            if !self.pausing {
+                pause.as_mut().reset(until);
+                self.pausing = true;
+            }
+            ready!(pause.as_mut().poll(cx));
+            self.pausing = false;
+            let rest = scrubber.paused();
+            if !rest.is_empty() {
+                return Poll::Ready(rest);
+            }
+        }
+        Poll::Pending
     }
 
     fn end(&mut self) {

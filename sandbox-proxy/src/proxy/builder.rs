@@ -188,6 +188,7 @@ impl ProxyBuilder {
             names: Names::new(self.fixed, self.resolver),
             clients: Clients::new(provider, roots),
             hub: Arc::new(Hub::new(self.sinks)),
+            secrets: Arc::default(),
             pool: Pool::default(),
             streams: Quota::new(Ledger::process(), cap),
             upstreams: Quota::new(Ledger::process(), cap),

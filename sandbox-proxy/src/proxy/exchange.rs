@@ -16,11 +16,11 @@ use super::http1::{After, AfterSlot};
 use super::message;
 use super::pool::{Checkin, Sender};
 use super::refusal::Refusal;
-use super::route::Route;
+use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
 use super::{limits, pool};
 use crate::audit::record::Record;
-use crate::scrub::{Patterns, Scrubber};
+use crate::scrub::{Framing, Messages, Scrubber};
 use crate::services::bound::{BoundError, Injected};
 use crate::services::inject::InjectError;
 
@@ -86,9 +86,9 @@ async fn exchange(
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
     let service = route.service.as_ref().map(|(bound, _)| Arc::clone(bound));
-    let patterns = inject(inner, route, &mut parts, record).await?;
-    if patterns.is_some() {
-        message::make_scrubbable(&mut parts);
+    inject(inner, route, &mut parts, record).await?;
+    if route.scrubbing != Scrubbing::Never {
+        message::make_scrubbable(&mut parts.headers, route.scrubbing == Scrubbing::All);
     }
     if websocket.is_some() {
         message::set_websocket(&mut parts.headers);
@@ -102,37 +102,32 @@ async fn exchange(
     let (response, checkin) = send(inner, route, Request::from_parts(parts, body), offer).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match websocket {
-            Some(after) => Ok(switch(response, client_upgrade, after, patterns, record)),
+            Some(after) => Ok(switch(inner, route, response, client_upgrade, after, record)),
             None => Err(Refusal::upstream(
                 "http_protocol_error",
                 "upstream switched protocols unasked",
             )),
         };
     }
-    pass(response, checkin, patterns, record, permit)
+    pass(inner, route, response, checkin, record, permit)
 }
 
-/// Puts the credential of the route's service in, if it has one. What to scrub afterwards.
-async fn inject(
-    inner: &Inner,
-    route: &Route,
-    parts: &mut Parts,
-    record: &Record,
-) -> Result<Option<Arc<Patterns>>, Refusal> {
+/// Puts the credential of the route's service in, if it has one.
+async fn inject(inner: &Inner, route: &Route, parts: &mut Parts, record: &Record) -> Result<(), Refusal> {
     let Some((bound, endpoint)) = &route.service else {
-        return Ok(None);
+        return Ok(());
     };
     match timeout(
         limits::CREDENTIAL_TIME,
-        bound.inject(parts, endpoint, &inner.sandbox),
+        bound.inject(parts, endpoint, &inner.sandbox, &inner.secrets),
     )
     .await
     {
-        Ok(Ok(Injected::Managed(patterns))) => {
+        Ok(Ok(Injected::Managed)) => {
             record.credential(bound.service.name());
-            Ok(Some(patterns))
+            Ok(())
         }
-        Ok(Ok(Injected::Own(patterns))) => Ok(patterns),
+        Ok(Ok(Injected::Own)) => Ok(()),
         Ok(Err(error)) => {
             let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
             Err(Refusal::credential(error.to_string(), is_denial))
@@ -210,9 +205,10 @@ async fn send(
 
 /// Hands a response to the client as it comes.
 fn pass(
+    inner: &Inner,
+    route: &Route,
     response: Response<Incoming>,
     checkin: Option<Checkin>,
-    patterns: Option<Arc<Patterns>>,
     record: &Arc<Record>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Response<ResponseBody>, Refusal> {
@@ -220,52 +216,51 @@ fn pass(
     // Among them the reason phrase, which can hold anything.
     parts.extensions.clear();
     let ended = incoming.is_end_stream();
-    if let Some(patterns) = &patterns {
-        if !ended && message::is_coded(&parts.headers) {
+    let mut scrubber = None;
+    if route.scrubbing != Scrubbing::Never {
+        let is_coded = !ended && message::is_coded(&parts.headers);
+        if is_coded && route.scrubbing == Scrubbing::All {
             return Err(Refusal::upstream(
                 "http_response_content_coding",
                 "upstream compressed a response although asked not to; it cannot be searched for secrets",
             ));
         }
-        patterns.scrub_headers(&mut parts.headers);
+        let framing = Framing::of(&parts.headers);
+        scrubber = (!is_coded).then(|| Scrubber::new(Arc::clone(&inner.secrets), framing));
+        inner.secrets.patterns().scrub_headers(&mut parts.headers);
     }
     message::clean_response(&mut parts.headers);
     let mut checkin = checkin;
     if ended && let Some(checkin) = checkin.take() {
         checkin.done();
     }
-    let body = Streamed {
-        incoming,
-        record: Arc::clone(record),
-        scrubber: patterns.map(Scrubber::new),
-        checkin,
-        waiting: None,
-        ended,
-        _permit: permit,
-    };
+    let body = Streamed::new(incoming, Arc::clone(record), scrubber, checkin, permit);
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
 }
 
 /// Answers a WebSocket's request; its bytes go on once the answer is out.
 fn switch(
+    inner: &Inner,
+    route: &Route,
     mut response: Response<Incoming>,
     client: OnUpgrade,
     after: &AfterSlot,
-    patterns: Option<Arc<Patterns>>,
     record: &Arc<Record>,
 ) -> Response<ResponseBody> {
     let upstream = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     parts.extensions.clear();
-    if let Some(patterns) = &patterns {
-        patterns.scrub_headers(&mut parts.headers);
+    let mut scrubber = None;
+    if route.scrubbing != Scrubbing::Never {
+        inner.secrets.patterns().scrub_headers(&mut parts.headers);
+        scrubber = Some(Messages::new(Arc::clone(&inner.secrets)));
     }
     message::clean_response(&mut parts.headers);
     message::set_websocket(&mut parts.headers);
     after.set(After::WebSocket {
         client,
         upstream,
-        scrubber: patterns.map(Scrubber::new),
+        scrubber,
         record: Arc::clone(record),
     });
     Response::from_parts(parts, ResponseBody::empty())

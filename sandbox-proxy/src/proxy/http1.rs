@@ -17,7 +17,7 @@ use super::io::Dialled;
 use super::limits;
 use super::route::Route;
 use crate::audit::record::Record;
-use crate::scrub::Scrubber;
+use crate::scrub::Messages;
 
 /// What a stream goes on as, after its last HTTP message.
 pub(crate) enum After {
@@ -33,7 +33,7 @@ pub(crate) enum After {
     WebSocket {
         client: OnUpgrade,
         upstream: OnUpgrade,
-        scrubber: Option<Scrubber>,
+        scrubber: Option<Messages>,
         record: Arc<Record>,
     },
 }

@@ -17,6 +17,18 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// Compression inside a WebSocket would hide a secret from the scrubber.
 const WEBSOCKET_EXTENSIONS: HeaderName = HeaderName::from_static("sec-websocket-extensions");
+/// Which codings a client takes for the messages of gRPC and of Connect, inside the content.
+const MESSAGE_CODINGS_TAKEN: [HeaderName; 2] = [
+    HeaderName::from_static("grpc-accept-encoding"),
+    HeaderName::from_static("connect-accept-encoding"),
+];
+/// Which one those of a response have.
+const MESSAGE_CODINGS: [HeaderName; 2] = [
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("connect-content-encoding"),
+];
+/// Asks for the difference to an earlier response (RFC 3229).
+const DELTA: HeaderName = HeaderName::from_static("a-im");
 /// Would send the client to a port or protocol that does not exist here.
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 
@@ -92,20 +104,30 @@ pub(crate) fn clean_request(parts: &mut Parts) {
     }
 }
 
-/// Asks upstream for a response that can be scrubbed: uncompressed and whole. A client that fetches an echo in
-/// pieces of its choice would cut the secret where nobody recognises it; servers may always answer with the whole.
-pub(crate) fn make_scrubbable(parts: &mut Parts) {
-    parts.headers.remove(RANGE);
-    parts.headers.remove(IF_RANGE);
-    parts
-        .headers
-        .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    parts.headers.remove(WEBSOCKET_EXTENSIONS);
+/// Asks upstream for a response that can be scrubbed: uncompressed and, if asked, `whole`. A client that fetches an
+/// echo in pieces of its choice would cut the secret where nobody recognises it; servers may always answer with the
+/// whole.
+pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool) {
+    if whole {
+        headers.remove(RANGE);
+        headers.remove(IF_RANGE);
+        headers.remove(DELTA);
+    }
+    let identity = HeaderValue::from_static("identity");
+    headers.insert(ACCEPT_ENCODING, identity.clone());
+    for name in MESSAGE_CODINGS_TAKEN {
+        if headers.contains_key(&name) {
+            headers.insert(name, identity.clone());
+        }
+    }
+    headers.remove(WEBSOCKET_EXTENSIONS);
 }
 
 /// Whether a response came in a coding that the scrubber cannot look into.
 pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
-    tokens(headers, &CONTENT_ENCODING).any(|token| !token.eq_ignore_ascii_case("identity"))
+    let [grpc, connect] = MESSAGE_CODINGS;
+    let coded = |name| tokens(headers, name).any(|token| !token.eq_ignore_ascii_case("identity"));
+    [&CONTENT_ENCODING, &grpc, &connect].into_iter().any(coded)
         || tokens(headers, &TRANSFER_ENCODING).any(|token| !token.eq_ignore_ascii_case("chunked"))
 }
 

@@ -38,6 +38,7 @@ pub use builder::{ProxyBuilder, ProxyError};
 use crate::audit::Hub;
 use crate::audit::record::Record;
 use crate::resolve::Names;
+use crate::scrub::Secrets;
 use crate::services::bound::Bound;
 use crate::tls::Ca;
 use crate::tls::client::Clients;
@@ -79,6 +80,7 @@ pub(crate) struct Inner {
     clients: Clients,
     ca: Ca,
     hub: Arc<Hub>,
+    secrets: Arc<Secrets>,
     pool: Pool,
     streams: Arc<Quota>,
     upstreams: Arc<Quota>,

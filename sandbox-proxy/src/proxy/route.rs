@@ -27,7 +27,20 @@ pub(crate) struct Route {
     pub(crate) host_header: HeaderValue,
     /// The service that the target belongs to, if any.
     pub(crate) service: Option<(Arc<Bound>, Endpoint)>,
+    /// How far what comes back is searched for secrets, where it is read.
+    pub(crate) scrubbing: Scrubbing,
     pub(crate) target: Arc<Target>,
+}
+
+/// How far responses are searched for the secrets of the sandbox's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scrubbing {
+    /// Not: no request of the sandbox ever gets a credential.
+    Never,
+    /// As they come: the host is none of a service, and would have to be told a secret by one that is.
+    AsTheyCome,
+    /// All of them, whole; one that cannot be searched is refused. The host is one of a service, if on another port.
+    All,
 }
 
 impl Route {
@@ -48,6 +61,13 @@ impl Route {
             let endpoint = bound.service.endpoint_at(tls, &host, port)?;
             Some((Arc::clone(bound), endpoint.clone()))
         });
+        let scrubbing = if inner.services.is_empty() {
+            Scrubbing::Never
+        } else if inner.services.iter().any(|bound| bound.service.has_host(&host)) {
+            Scrubbing::All
+        } else {
+            Scrubbing::AsTheyCome
+        };
         Ok(Arc::new(Self {
             authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
             host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
@@ -57,6 +77,7 @@ impl Route {
             tls,
             admission,
             service,
+            scrubbing,
         }))
     }
 

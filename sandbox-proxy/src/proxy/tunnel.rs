@@ -19,7 +19,7 @@ use super::limits;
 use super::refusal::Refusal;
 use super::route::Route;
 use crate::audit::record::Record;
-use crate::scrub::Scrubber;
+use crate::scrub::Messages;
 use crate::tls::hello::{self, Sniffer, Start};
 
 /// The port on which nothing but TLS is carried.
@@ -120,12 +120,11 @@ pub(crate) async fn serve(
     }
 }
 
-/// Serves a WebSocket after its handshake. What comes back is scrubbed if a credential went out: server frames
-/// are not masked (RFC 6455 §5.1), so a secret stands in them as it is, unless a frame border splits it.
+/// Serves a WebSocket after its handshake. What comes back is scrubbed if the sandbox has credentials.
 pub(crate) async fn serve_websocket(
     client: OnUpgrade,
     upstream: OnUpgrade,
-    scrubber: Option<Scrubber>,
+    scrubber: Option<Messages>,
     record: Arc<Record>,
 ) {
     let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else {
@@ -157,7 +156,7 @@ struct Direction {
     buffer: BytesMut,
     /// Looks at the first bytes, which wait until it has made up its mind.
     sniffer: Option<Box<Sniffer>>,
-    scrubber: Option<Box<Scrubber>>,
+    scrubber: Option<Box<Messages>>,
     unflushed: bool,
     read_all: bool,
     done: bool,
@@ -250,12 +249,10 @@ impl Direction {
             }
         }
         if let Some(scrubber) = &mut self.scrubber {
-            let new = self.buffer.split_off(before).freeze();
-            let clean = if self.read_all {
-                scrubber.finish()
-            } else {
-                scrubber.data(new)
-            };
+            let new = self.buffer.split_off(before);
+            let clean = scrubber
+                .data(&new)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.buffer.extend_from_slice(&clean);
         }
         Ok(())

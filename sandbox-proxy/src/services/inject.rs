@@ -79,6 +79,11 @@ pub(crate) fn replace(
     endpoint: &Endpoint,
     credential: &Credential,
 ) -> Result<(), InjectError> {
+    // No form of a secret holds a line break, which the scrubber relies on; no header can hold any of these.
+    let unprintable = |secret: &SecretString| secret.expose_secret().chars().any(char::is_control);
+    if credential.secrets().any(unprintable) {
+        return Err(InjectError::Form(service.name.clone()));
+    }
     strip(&mut parts.headers, service);
     for name in &service.stripped_parameters {
         set_parameter(parts, name, None, service)?;

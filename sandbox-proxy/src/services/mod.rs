@@ -224,6 +224,11 @@ impl Service {
             .find(|endpoint| (tls || self.plain_http) && endpoint.host == *host && endpoint.port == port)
     }
 
+    /// Whether this host is one of the service's, on whatever port.
+    pub(crate) fn has_host(&self, host: &Host) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.host == *host)
+    }
+
     /// A host and port that both services have.
     pub(crate) fn shared_with(&self, other: &Self) -> Option<String> {
         let mine = &self.endpoints;

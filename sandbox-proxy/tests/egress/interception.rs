@@ -130,19 +130,19 @@ async fn websocket_passes_and_its_server_side_is_scrubbed() {
     let response = client.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
-    let greeting_length = "key ;".len() + SECRET.len();
-    let mut greeting = vec![0; greeting_length];
+    let stars = "*".repeat(SECRET.len());
+    let text = format!("key {stars};");
+    let (first, second) = text.split_at(9);
+    let expected = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
+    let mut greeting = vec![0; expected.len()];
     stream.read_exact(&mut greeting).await.unwrap();
-    assert_eq!(
-        String::from_utf8(greeting).unwrap(),
-        format!("key {};", "*".repeat(SECRET.len()))
-    );
+    assert_eq!(greeting, expected);
     // Not HTTP any more, whatever it looks like.
     let bytes = b"\x00\xff GET / HTTP/1.1\r\n\r\n";
     stream.write_all(bytes).await.unwrap();
-    let mut echo = vec![0; bytes.len()];
+    let mut echo = vec![0; bytes.len() + 2];
     stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(echo, bytes);
+    assert_eq!(echo, frame(0x82, bytes));
     let seen = upstream.last();
     assert_eq!(seen.headers["x-api-key"], SECRET);
     assert!(!seen.headers.contains_key("sec-websocket-extensions"));

@@ -10,6 +10,7 @@ mod limits;
 mod names;
 mod plain;
 mod requests;
+mod scrubbing;
 mod secrets;
 mod support;
 mod tunnels;

@@ -270,13 +270,37 @@ async fn handle(
             let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
             Response::new(BodyExt::boxed(stream))
         }
+        // What was sent comes back, and then nothing until the test lets it end.
+        "/drip" => {
+            let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let _ = sender.send(Ok(Frame::data(body))).await;
+                go_on.notified().await;
+            });
+            let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+            let mut answer = Response::new(BodyExt::boxed(stream));
+            if let Some(kind) = parts.headers.get("x-type") {
+                answer.headers_mut().insert("content-type", kind.clone());
+            }
+            answer
+        }
+        "/coded-messages" => {
+            let mut answer = full(key);
+            let gzip = HeaderValue::from_static("gzip");
+            answer.headers_mut().insert("grpc-encoding", gzip);
+            answer
+        }
         "/ws" => {
             tokio::spawn(async move {
                 let mut stream = TokioIo::new(upgrade.await.unwrap());
-                stream.write_all(format!("key {key};").as_bytes()).await.unwrap();
+                // One text message in two frames, the border within the key; then what comes is sent back.
+                let text = format!("key {key};");
+                let (first, second) = text.split_at(9);
+                let greeting = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
+                stream.write_all(&greeting).await.unwrap();
                 let mut chunk = [0; 1024];
                 while let Ok(count @ 1..) = stream.read(&mut chunk).await {
-                    if stream.write_all(&chunk[..count]).await.is_err() {
+                    if stream.write_all(&frame(0x82, &chunk[..count])).await.is_err() {
                         return;
                     }
                 }
@@ -305,6 +329,14 @@ async fn handle(
         }
         _ => full("ok"),
     })
+}
+
+/// A short WebSocket frame as servers send it (RFC 6455 §5.2).
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, u8::try_from(payload.len()).unwrap()];
+    assert!(payload.len() < 126);
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// Keeps every audit event.

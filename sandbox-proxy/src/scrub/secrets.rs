@@ -1,0 +1,61 @@
+//! What was put into a sandbox's requests lately, and so must not come back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sandbox_core::credential::{Credential, ExposeSecret, SecretString};
+
+use super::patterns::Patterns;
+
+/// How many values of one service are recognised: after a rotation, a host may still know the one before. Bounds
+/// the memory of a source that gives a new value each time.
+const REMEMBERED: usize = 4;
+
+/// The secrets that a sandbox's requests went out with, whatever their service: a host that knows one may tell it in
+/// answer to any request, on another port or a stream that was open before.
+#[derive(Debug, Default)]
+pub(crate) struct Secrets {
+    recent: Mutex<Recent>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    /// With the service of each, oldest first.
+    secrets: Vec<(Arc<str>, SecretString)>,
+    patterns: Arc<Patterns>,
+}
+
+impl Secrets {
+    /// What to look for from now on.
+    pub(crate) fn patterns(&self) -> Arc<Patterns> {
+        Arc::clone(&self.lock().patterns)
+    }
+
+    /// Looks for what this credential of a service holds, too. Call before the credential goes out.
+    pub(crate) fn remember(&self, service: &Arc<str>, credential: &Credential) {
+        let mut recent = self.lock();
+        let recent = &mut *recent;
+        let mut grown = false;
+        for secret in credential.secrets() {
+            let known = |(_, s): &(_, SecretString)| s.expose_secret() == secret.expose_secret();
+            if recent.secrets.iter().any(known) {
+                continue;
+            }
+            let own = recent.secrets.iter().filter(|(of, _)| of == service).count();
+            if own >= REMEMBERED
+                && let Some(oldest) = recent.secrets.iter().position(|(of, _)| of == service)
+            {
+                recent.secrets.remove(oldest);
+            }
+            recent.secrets.push((Arc::clone(service), secret.clone()));
+            grown = true;
+        }
+        if grown {
+            let secrets = recent.secrets.iter().map(|(_, secret)| secret.expose_secret());
+            recent.patterns = Arc::new(Patterns::new(secrets));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,151 @@
+//! What the scrubber tells a guesser (nothing), what it holds up (nothing that is waited for), and where it looks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use sandbox_proxy::Rules;
+
+use crate::support::*;
+
+/// Sends `content` to a server that sends it back and then falls silent; what arrives until then, and after.
+async fn drip(running: &Running, upstream: &Upstream, kind: &str, content: &[u8]) -> (Bytes, Bytes) {
+    let at = upstream.at("api.test");
+    let mut client = running.h1(&at).await;
+    let request = Request::post("/drip")
+        .header("host", &at)
+        .header("x-type", kind)
+        .body(Full::from(content.to_vec()))
+        .unwrap();
+    let mut body = client.send_request(request).await.unwrap().into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    upstream.go_on.notify_one();
+    (first, body.collect().await.unwrap().to_bytes())
+}
+
+#[tokio::test]
+async fn guess_that_is_right_looks_like_one_that_is_wrong() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = Running::managed(&upstream).await;
+        for kind in ["application/json", "text/event-stream"] {
+            for guess in [&SECRET[..12], "sk-wrong-one", "............"] {
+                let content = format!("line\n{guess}");
+                let (first, rest) = drip(&running, &upstream, kind, content.as_bytes()).await;
+                assert_eq!(
+                    (first, rest),
+                    ("line\n".into(), Bytes::from(guess)),
+                    "{protocol} {kind}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_and_messages_arrive_before_the_stream_goes_on() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    for (kind, content) in [
+        ("text/event-stream", &b"data: hello\n\n"[..]),
+        ("application/x-ndjson", b"{\"a\":1}\n"),
+        ("application/grpc", b"\0\0\0\0\x05hello"),
+        (
+            "application/vnd.amazon.eventstream",
+            b"\0\0\0\x14................",
+        ),
+    ] {
+        let (first, rest) = drip(&running, &upstream, kind, content).await;
+        assert_eq!((&first[..], &rest[..]), (content, &b""[..]), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn stream_of_no_known_format_is_not_held_up_for_ever() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let (first, rest) = drip(
+        &running,
+        &upstream,
+        "application/x-own",
+        b"a piece without an end",
+    )
+    .await;
+    assert_eq!(
+        (&first[..], &rest[..]),
+        (&b"a piece without an end"[..], &b""[..])
+    );
+}
+
+#[tokio::test]
+async fn secret_is_scrubbed_on_other_ports_hosts_and_plain_http() {
+    let (upstream, plain) = (Upstream::tls(&["http/1.1"]).await, Upstream::plain().await);
+    let running = Running::start(|builder| {
+        let rules = Rules::new()
+            .allow(&format!("{} special-ranges", upstream.at("api.test")))
+            .allow(&format!("http://{} special-ranges", plain.at("api.test")))
+            .allow(&format!("http://{} special-ranges", plain.at("elsewhere.test")));
+        with_credential(allowed(builder, &upstream), &upstream)
+            .policy(Arc::new(rules))
+            .resolve("elsewhere.test".parse().unwrap(), vec![LOCAL])
+    })
+    .await;
+    let ask = |host: &str| {
+        let at = plain.at(host);
+        // Stands for a host that shows what it knows of other requests.
+        format!(
+            "POST http://{at}/body HTTP/1.1\r\nHost: {at}\r\nRange: bytes=0-7\r\nAccept-Encoding: gzip\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{SECRET}",
+            SECRET.len()
+        )
+    };
+    // Open before the credential was ever used.
+    let at = plain.at("api.test");
+    let mut before = running.dial().await;
+    let head = format!(
+        "POST http://{at}/drip HTTP/1.1\r\nHost: {at}\r\nContent-Length: {}\r\n\r\n",
+        SECRET.len()
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut before, head.as_bytes())
+        .await
+        .unwrap();
+    let sent = running.get(&upstream.at("api.test"), "/").await;
+    assert_eq!(sent.status(), StatusCode::OK);
+    tokio::io::AsyncWriteExt::write_all(&mut before, SECRET.as_bytes())
+        .await
+        .unwrap();
+    plain.go_on.notify_one();
+    let answer = read_all(&mut before).await;
+    assert!(answer.contains(&"*".repeat(SECRET.len())), "{answer}");
+
+    for (host, ranged) in [("api.test", false), ("elsewhere.test", true)] {
+        let answer = running.raw(ask(host)).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("****") && !holds_secret(&answer),
+            "{answer}"
+        );
+        let seen = plain.last();
+        assert!(!seen.headers.contains_key("x-api-key"), "not injected");
+        assert_eq!(seen.headers["accept-encoding"], "identity");
+        assert_eq!(seen.headers.contains_key("range"), ranged, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn coded_messages_inside_the_content_are_neither_asked_for_nor_passed() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut client = running.h2(&at).await;
+    let request = Request::post(format!("https://{at}/coded-messages"))
+        .header("grpc-accept-encoding", "gzip,identity")
+        .header("a-im", "vcdiff")
+        .body(Full::default())
+        .unwrap();
+    let refused = send2(&mut client, request).await;
+    assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
+    let seen = upstream.last();
+    assert_eq!(seen.headers["grpc-accept-encoding"], "identity");
+    assert!(!seen.headers.contains_key("a-im"));
+}
