@@ -132,12 +132,12 @@ async fn inject(inner: &Inner, route: &Route, parts: &mut Parts, record: &Record
             let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
             Err(Refusal::credential(error.to_string(), is_denial))
         }
-        Err(_) => Err(Refusal::credential(
-            format!(
+        Err(_) => Err(Refusal::timeout(
+            "proxy_internal_error",
+            &format!(
                 "the source of the credential of service {} took too long",
                 bound.service.name()
             ),
-            false,
         )),
     }
 }
@@ -220,8 +220,7 @@ fn pass(
     if route.scrubbing != Scrubbing::Never {
         let is_coded = !ended && message::is_coded(&parts.headers);
         if is_coded && route.scrubbing == Scrubbing::All {
-            return Err(Refusal::upstream(
-                "http_response_content_coding",
+            return Err(Refusal::unsearchable(
                 "upstream compressed a response although asked not to; it cannot be searched for secrets",
             ));
         }

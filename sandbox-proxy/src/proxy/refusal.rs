@@ -1,5 +1,9 @@
 //! Answers that the proxy gives itself: what was refused or failed, told in a way that clients and people can
 //! tell apart (RFC 9209 `Proxy-Status`, RFC 9457 problem documents).
+//!
+//! What cannot change by itself is told as final: `x-should-retry: false`, which the OpenAI and Anthropic SDKs (and
+//! others made by the same generator) obey before they look at the status, and never a `Retry-After`. What may pass
+//! (too much open, upstream down or slow) is left to the client.
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -10,6 +14,8 @@ use super::body::ResponseBody;
 
 /// The header of RFC 9209.
 const PROXY_STATUS: &str = "proxy-status";
+/// Read by SDKs before the status.
+const SHOULD_RETRY: &str = "x-should-retry";
 
 /// Why an attempt ends here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub(crate) struct Refusal {
     pub(crate) rule: Option<String>,
     /// Policy or protection said no; otherwise something failed after a yes.
     pub(crate) is_denial: bool,
+    /// Asking again gives the same answer, until a person changes something.
+    is_final: bool,
 }
 
 /// RFC 9457.
@@ -46,6 +54,7 @@ impl Refusal {
             detail: detail.into(),
             rule: None,
             is_denial,
+            is_final: is_denial,
         }
     }
 
@@ -102,17 +111,28 @@ impl Refusal {
         } else {
             "proxy_internal_error"
         };
-        Self::new(status, error, detail, is_denial)
+        Self {
+            is_final: true,
+            ..Self::new(status, error, detail, is_denial)
+        }
     }
 
     /// The sandbox has too much open.
     pub(crate) fn busy(detail: &str) -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "connection_limit_reached",
-            detail,
-            true,
-        )
+        let error = "connection_limit_reached";
+        Self {
+            is_final: false,
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, error, detail, true)
+        }
+    }
+
+    /// Upstream's answer is one that must not pass: it cannot be searched for secrets.
+    pub(crate) fn unsearchable(detail: &str) -> Self {
+        let error = "http_response_content_coding";
+        Self {
+            is_final: true,
+            ..Self::new(StatusCode::BAD_GATEWAY, error, detail, false)
+        }
     }
 
     /// Upstream failed in the way that `error` (of RFC 9209 §2.3) says.
@@ -142,6 +162,9 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.is_final {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         if let Ok(value) = HeaderValue::try_from(self.proxy_status()) {
             headers.insert(PROXY_STATUS, value);
         }
@@ -151,8 +174,13 @@ impl Refusal {
     /// The whole answer as bytes of HTTP/1.1, for a stream that is not read as HTTP.
     pub(crate) fn raw_response(&self, target: &str) -> Vec<u8> {
         let document = self.document(target);
+        let retry = if self.is_final {
+            "x-should-retry: false\r\n"
+        } else {
+            ""
+        };
         let mut raw = format!(
-            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nproxy-status: {}\r\ncache-control: no-store\r\n\
+            "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nproxy-status: {}\r\n{retry}cache-control: no-store\r\n\
              content-length: {}\r\nconnection: close\r\n\r\n",
             self.status,
             self.proxy_status(),

@@ -200,3 +200,75 @@ async fn git_clones_over_https_with_a_token_it_never_has() {
         .unwrap();
     assert_eq!(stdout(&log), "first\n");
 }
+
+/// Asks for a completion with the official SDK, which retries what it takes for passing.
+const SDK: &str = r#"
+import sys
+name, url = sys.argv[1:]
+try:
+    module = __import__(name)
+except ImportError:
+    print("skipped"); sys.exit()
+client = (module.OpenAI if name == "openai" else module.Anthropic)(api_key="placeholder", base_url=url)
+try:
+    if name == "openai":
+        client.chat.completions.create(model="m", messages=[])
+    else:
+        client.messages.create(model="m", max_tokens=1, messages=[])
+except module.APIStatusError as error:
+    print(error.status_code, error.response.headers.get("x-should-retry"))
+"#;
+
+#[tokio::test]
+async fn sdks_do_not_retry_what_is_final() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    // 502 is a status that SDKs retry; nothing but the header keeps them from it.
+    let running = Running::start(|builder| {
+        allowed(builder, &upstream).credential(
+            Service::custom("api").bearer(&at),
+            Arc::new(sources::Env::new("SANDBOX_TEST_NOT_SET")),
+        )
+    })
+    .await;
+    for (name, path) in [("openai", "/chat/completions"), ("anthropic", "/v1/messages")] {
+        let url = format!("https://{at}");
+        let Some(output) = run(&running, "python3", &["-c", SDK, name, &url]).await else {
+            return;
+        };
+        if stdout(&output).starts_with("skipped") {
+            eprintln!("skipped: the Python package {name} is not installed");
+            continue;
+        }
+        assert_eq!(stdout(&output), "502 false\n", "{output:?}");
+        let tries = running.events.all();
+        let tries = tries.iter().filter(|event| event.path.as_deref() == Some(path));
+        assert_eq!(tries.map(|event| event.attempts).sum::<u64>(), 1);
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn curl_is_told_that_a_denial_is_final_and_that_a_failure_is_not() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    for (url, status, is_final) in [
+        ("http://denied.test/".to_owned(), "403", true),
+        ("https://denied.test/".to_owned(), "403", true),
+        // Allowed, but nobody is there.
+        (format!("https://{}/", upstream.at("nobody.test")), "502", false),
+    ] {
+        let rule = format!("{} special-ranges", upstream.at("nobody.test"));
+        running
+            .proxy
+            .set_policy(Arc::new(sandbox_proxy::Rules::new().allow(&rule)))
+            .unwrap();
+        let Some(output) = run(&running, "curl", &["-sS", "-D", "-", "-o", "/dev/null", &url]).await else {
+            return;
+        };
+        let head = stdout(&output).to_ascii_lowercase();
+        assert!(head.contains(status) && head.contains("proxy-status: "), "{head}");
+        assert_eq!(head.contains("x-should-retry: false"), is_final, "{head}");
+        assert!(!head.contains("retry-after"), "{head}");
+    }
+}
