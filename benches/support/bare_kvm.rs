@@ -1,6 +1,8 @@
 //! The KVM calls that no VMM can avoid for a Linux guest, and nothing else: a machine with interrupt
 //! controllers, its memory, one processor in 64-bit mode, run to its first port access.
 
+use std::time::{Duration, Instant};
+
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -11,8 +13,10 @@ const PML4: u64 = 0x9000;
 const PDPT: u64 = 0xa000;
 const PD: u64 = 0xb000;
 
-/// Runs `code` as the first instructions of a 64-bit guest until it writes to a port.
-pub fn run(memory_bytes: u64, code: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+/// Runs `code` as the first instructions of a 64-bit guest until it writes to a port. Returns how long that took from
+/// nothing; taking it all down again is not counted.
+pub fn run(memory_bytes: u64, code: &[u8]) -> Result<Duration, Box<dyn std::error::Error>> {
+    let started = Instant::now();
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
     vm.set_tss_address(0xfffb_d000)?;
@@ -57,7 +61,7 @@ pub fn run(memory_bytes: u64, code: &[u8]) -> Result<(), Box<dyn std::error::Err
     vcpu.set_regs(&general)?;
     loop {
         match vcpu.run()? {
-            VcpuExit::IoOut(..) => return Ok(()),
+            VcpuExit::IoOut(..) => return Ok(started.elapsed()),
             VcpuExit::Intr => {}
             other => return Err(format!("unexpected exit {other:?}").into()),
         }

@@ -25,8 +25,12 @@ pub fn executable(at: u64, code: &[u8]) -> Vec<u8> {
     elf
 }
 
-/// As a guest kernel: resets the machine by its first instructions, through the keyboard controller.
-pub const RESET: &[u8] = &[
+/// As a guest kernel: says one byte on the serial line by its first instructions, and resets the machine, through the
+/// keyboard controller.
+pub const SPEAK_AND_RESET: &[u8] = &[
+    0xb0, b'!', // mov al, '!'
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xee, // out dx, al
     0xb0, 0xfe, // mov al, 0xfe
     0xe6, 0x64, // out 0x64, al
     0xf4, // hlt

@@ -107,6 +107,8 @@ impl<H: Hypervisor> Machine<H> {
         let command_line = layout.command_line(&config.options)?;
         let vm = Arc::new(hypervisor.create_vm(config.cpus)?);
         let memory = memory::map(layout.ram())?;
+        // Before the hypervisor has the memory, which may replace pages of it.
+        let start = boot::load(&memory, &layout, &mut config.kernel, &command_line)?;
         vm.map_memory(&memory)?;
 
         let after: AfterDispatch = {
@@ -133,7 +135,6 @@ impl<H: Hypervisor> Machine<H> {
             }
             devices.push(transport);
         }
-        let start = boot::load(&memory, &layout, &mut config.kernel, &command_line)?;
         let serial = SerialConsole::new(vm.irq_line(SERIAL_IRQ)?, config.console);
         let cpus = layout.cpus();
         let bus = Arc::new(Bus::new(layout, devices, serial, after.clone()));

@@ -1,5 +1,5 @@
-//! One launch: open everything, start the VMM process, shake hands, hand over. Dropped at any point, it leaves no
-//! process and no file.
+//! One launch: open everything and meanwhile start the VMM process, shake hands, hand over. Dropped at any point, it
+//! leaves no process and no file.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -30,7 +30,7 @@ const WATCH: &str = "watch the VMM process";
 const GUEST_USER: (u32, u32) = (1000, 1000);
 
 /// Everything a machine is made of, opened.
-pub(super) struct Parts {
+struct Parts {
     hypervisor: File,
     kernel: File,
     /// Agent, base, private layer: the order the guest names them in.
@@ -39,7 +39,7 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Opens all files; may wait for a disk.
-    pub(super) fn prepare(
+    fn prepare(
         images: &KvmImages,
         virtualisation: Virtualisation,
         layers: &Path,
@@ -63,20 +63,29 @@ impl Parts {
     }
 }
 
-/// Starts a machine from its parts.
+/// Starts a machine.
 pub(super) async fn launch(
-    parts: Parts,
-    images: &KvmImages,
+    images: &Arc<KvmImages>,
+    layers: &Path,
+    virtualisation: Virtualisation,
     spec: MachineSpec,
     options: String,
 ) -> Result<KvmMachine, BackendError> {
-    let (helper, id) = (images.helper.clone(), spec.id.clone());
-    let spawned = tokio::task::spawn_blocking(move || VmmProcess::spawn(&helper, &id)).await;
+    // Opening may wait for a disk, and a process takes a moment to come up: both at once, and on threads that may
+    // wait. Should this future be dropped meanwhile, so are their results.
+    let preparing = {
+        let (images, layers) = (images.clone(), layers.to_owned());
+        blocking(move || Parts::prepare(&images, virtualisation, &layers))
+    };
+    let spawning = {
+        let (images, id) = (images.clone(), spec.id.clone());
+        blocking(move || {
+            VmmProcess::spawn(&images.helper, &id)
+                .map_err(|cause| images::missing_or(&images.helper, "start the VMM process", cause))
+        })
+    };
     // From here on, dropping `process` kills it.
-    let (process, connections) = spawned
-        .map_err(std::io::Error::other)
-        .flatten()
-        .map_err(|cause| images::missing_or(&images.helper, "start the VMM process", cause))?;
+    let (process, connections) = spawning.await?;
 
     let (console, console_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|errno| failed("make a pipe", errno.into()))?;
@@ -99,6 +108,7 @@ pub(super) async fn launch(
 
     let hello = message(&mut driver).await?;
     check_hello(hello, images)?;
+    let parts = preparing.await?;
 
     let config = StartConfig {
         memory: spec.memory.get().as_bytes(),
@@ -157,6 +167,17 @@ pub(super) async fn launch(
         }
     }
     Ok(KvmMachine::run(driver))
+}
+
+/// Runs `work` on a thread that may wait. It begins at once, whenever its result is asked for.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+) -> impl Future<Output = Result<T, BackendError>> {
+    let task = tokio::task::spawn_blocking(work);
+    async {
+        task.await
+            .map_err(|error| failed("prepare a machine", std::io::Error::other(error)))?
+    }
 }
 
 /// Registers a descriptor of ours with the runtime.

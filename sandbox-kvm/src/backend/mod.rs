@@ -98,12 +98,7 @@ impl Backend for KvmBackend {
     async fn start(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, BackendError> {
         let flavour = Self::virtualisation();
         let options = kernel_options::for_host(flavour, &self.extra_options);
-        let (images, layers) = (self.images.clone(), self.layers.clone());
-        // Opening may wait for a disk. Should this future be dropped meanwhile, the result is dropped with it.
-        let parts = tokio::task::spawn_blocking(move || launch::Parts::prepare(&images, flavour, &layers))
-            .await
-            .map_err(|error| launch::failed("prepare a machine", std::io::Error::other(error)))??;
-        let machine = launch::launch(parts, &self.images, spec, options).await?;
+        let machine = launch::launch(&self.images, &self.layers, flavour, spec, options).await?;
         Ok(Arc::new(machine))
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel finds when it starts: itself, its command line, the memory map, page tables and the MP table.
 //! Follows the 64-bit entry of Linux's `Documentation/arch/x86/boot.rst`.
 
+mod kernel_file;
 mod mp_table;
 
 use std::fs::File;
@@ -8,6 +9,7 @@ use std::fs::File;
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 
+use self::kernel_file::KernelFile;
 use crate::hypervisor::CpuStart;
 use crate::layout::{self, Layout};
 use crate::memory::GuestRam;
@@ -44,7 +46,8 @@ pub fn load(
     kernel: &mut File,
     command_line: &str,
 ) -> Result<CpuStart, BootError> {
-    let entry = Elf::load(&**memory, None, kernel, Some(GuestAddress(layout::HIGH_MEMORY)))
+    let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
+    let entry = Elf::load(&**memory, None, &mut KernelFile(kernel), lowest)
         .map_err(|error| BootError::Kernel(error.to_string()))?
         .kernel_load
         .0;
