@@ -3,7 +3,8 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -60,6 +61,43 @@ pub(crate) fn strip(headers: &mut HeaderMap, service: &Service) {
     for name in places {
         headers.remove(name);
     }
+    strip_protocols(headers, service);
+}
+
+/// Takes those members out of `Sec-WebSocket-Protocol` that are credentials; the others stay for the server to choose
+/// from.
+fn strip_protocols(headers: &mut HeaderMap, service: &Service) {
+    if !protocols(headers).any(|protocol| credential_in(protocol, service).is_some()) {
+        return;
+    }
+    let kept: Vec<_> = protocols(headers)
+        .filter(|protocol| credential_in(protocol, service).is_none())
+        .collect();
+    let kept = HeaderValue::try_from(kept.join(", "))
+        .ok()
+        .filter(|kept| !kept.is_empty());
+    match kept {
+        Some(kept) => drop(headers.insert(SEC_WEBSOCKET_PROTOCOL, kept)),
+        None => drop(headers.remove(SEC_WEBSOCKET_PROTOCOL)),
+    }
+}
+
+/// The subprotocols that a client offers. What is no text is none that anybody speaks.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .into_iter()
+        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
+        .map(str::trim)
+        .filter(|protocol| !protocol.is_empty())
+}
+
+/// The credential in a subprotocol, if it is one of those that are one.
+fn credential_in<'a>(protocol: &'a str, service: &Service) -> Option<&'a str> {
+    service.stripped_protocols.iter().find_map(|start| {
+        let (head, rest) = protocol.split_at_checked(start.len())?;
+        head.eq_ignore_ascii_case(start).then_some(rest)
+    })
 }
 
 /// Whether a header is one in which clients send credentials. Servers behind CGI and its heirs (RFC 3875 §4.1.18)
@@ -115,11 +153,14 @@ fn sends_own(parts: &Parts, service: &Service) -> bool {
         .headers
         .iter()
         .any(|(name, value)| is_place(name, service) && !is_placeholder(value.as_bytes(), service));
-    let in_query = parameters(parts.uri.query().unwrap_or("")).any(|(name, value)| {
-        service.stripped_parameters.iter().any(|s| *s == decode(name))
+    let in_query = parameters(parts.uri.query().unwrap_or("")).any(|(_, name, value)| {
+        service.stripped_parameters.iter().any(|s| is_named(name, s))
             && !is_placeholder(decode(value).as_bytes(), service)
     });
-    in_headers || in_query
+    let in_protocols = protocols(&parts.headers)
+        .filter_map(|protocol| credential_in(protocol, service))
+        .any(|credential| !is_placeholder(credential.as_bytes(), service));
+    in_headers || in_query || in_protocols
 }
 
 /// Whether a value is a placeholder and nothing else: bare, after a scheme, or as the password of Basic.
@@ -179,19 +220,28 @@ fn set_parameter(
     service: &Service,
 ) -> Result<(), InjectError> {
     let query = parts.uri.query().unwrap_or("");
-    let sent = parameters(query).any(|(n, _)| decode(n) == name);
+    let sent = parameters(query).any(|(_, sent, _)| is_named(sent, name));
     if !sent && value.is_none() {
         return Ok(());
     }
     let mut target = Zeroizing::new(String::with_capacity(query.len() + 256));
     target.push_str(parts.uri.path());
     let mut separator = '?';
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        if decode(pair.split_once('=').map_or(pair, |(n, _)| n)) != name {
+    for (pair, sent, _) in
+        parameters(query).filter(|(pair, ..)| !pair.trim_end_matches(SEPARATORS).is_empty())
+    {
+        if !is_named(sent, name) {
+            let (text, end) = match pair.strip_suffix(SEPARATORS) {
+                Some(text) => (text, pair.chars().next_back().unwrap_or('&')),
+                None => (pair, '&'),
+            };
             target.push(separator);
-            target.push_str(pair);
-            separator = '&';
+            target.push_str(text);
+            separator = end;
         }
+    }
+    if separator == ';' {
+        separator = '&';
     }
     if let Some(value) = value {
         target.push(separator);
@@ -206,10 +256,22 @@ fn set_parameter(
     Ok(())
 }
 
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query
-        .split('&')
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+/// What stands between parameters. Some servers take a semicolon for a separator, as HTML 4 asked for.
+const SEPARATORS: [char; 2] = ['&', ';'];
+
+/// The parameters of a query: each as it stands with the separator after it, its name, its value.
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    query.split_inclusive(SEPARATORS).map(|pair| {
+        let text = pair.strip_suffix(SEPARATORS).unwrap_or(pair);
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (pair, name, value)
+    })
+}
+
+/// Whether a parameter is the one of this name, however it is encoded and in whatever case: not all servers tell cases
+/// apart.
+fn is_named(sent: &str, name: &str) -> bool {
+    decode(sent).eq_ignore_ascii_case(name)
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
@@ -299,12 +361,38 @@ mod tests {
     #[test]
     fn query_parameter_replaces_every_spelling_of_itself() {
         let service = Service::custom("x").query("api.test", "key");
-        let mut parts = request("/v1?a=1&key=mine&%6bey=mine&b=2&KEY=other", &[]);
+        let mut parts = request("/v1?a=1;key=mine&%6bey=mine&b=2;c=3&&KEY=mine", &[]);
         inject(&mut parts, &service, SECRET).unwrap();
         assert_eq!(
             parts.uri.to_string(),
-            "/v1?a=1&b=2&KEY=other&key=s3cr3t%2F%2B%C3%A4%3F%26"
+            "/v1?a=1;b=2;c=3&key=s3cr3t%2F%2B%C3%A4%3F%26"
         );
+    }
+
+    #[test]
+    fn credentials_among_subprotocols_are_stripped_or_left_as_the_service_says() {
+        let service = Service::custom("x")
+            .bearer("api.test")
+            .also_strips_protocol("api-key.")
+            .environment("X", "holder");
+        let mut parts = request(
+            "/",
+            &[
+                ("sec-websocket-protocol", "realtime, API-KEY.mine"),
+                ("Sec-WebSocket-Protocol", "api-key.mine,v1"),
+            ],
+        );
+        inject(&mut parts, &service, "managed").unwrap();
+        let left: Vec<_> = parts.headers.get_all("sec-websocket-protocol").iter().collect();
+        assert_eq!(left, ["realtime, v1"]);
+        let alone = &[("sec-websocket-protocol", "api-key.mine")];
+        let mut parts = request("/", alone);
+        inject(&mut parts, &service, "managed").unwrap();
+        assert!(!parts.headers.contains_key("sec-websocket-protocol"));
+        let service = service.client_credential(ClientCredential::Reject);
+        assert!(client_keeps_its_own(&request("/", alone), &service).is_err());
+        let placeholder = request("/", &[("sec-websocket-protocol", "v1, api-key.holder")]);
+        assert_eq!(client_keeps_its_own(&placeholder, &service), Ok(false));
     }
 
     #[test]

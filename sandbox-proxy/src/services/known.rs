@@ -17,6 +17,8 @@ struct Known {
     /// Further headers in which its clients send credentials; `authorization` and `cookie` always count.
     strips_headers: &'static [&'static str],
     strips_parameters: &'static [&'static str],
+    /// Starts of WebSocket subprotocols whose rest is a credential.
+    strips_protocols: &'static [&'static str],
     /// Environment variables and their placeholders. Tools check the form of some keys before they start.
     environment: &'static [(&'static str, &'static str)],
 }
@@ -26,14 +28,25 @@ static ANTHROPIC: Known = Known {
     places: &[Header("api.anthropic.com", "x-api-key")],
     strips_headers: &["x-api-key"],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[("ANTHROPIC_API_KEY", "sandbox-placeholder-anthropic")],
 };
 
 static OPENAI: Known = Known {
     name: "openai",
     places: &[Bearer("api.openai.com")],
-    strips_headers: &["api-key", "openai-organization", "openai-project"],
+    strips_headers: &[
+        "api-key",
+        "openai-organization",
+        "openai-project",
+        "chatgpt-account-id",
+    ],
     strips_parameters: &[],
+    strips_protocols: &[
+        "openai-insecure-api-key.",
+        "openai-organization.",
+        "openai-project.",
+    ],
     environment: &[("OPENAI_API_KEY", "sandbox-placeholder-openai")],
 };
 
@@ -46,8 +59,9 @@ static GITHUB: Known = Known {
         Basic("github.com", "x-access-token"),
         Basic("codeload.github.com", "x-access-token"),
     ],
-    strips_headers: &["private-token"],
-    strips_parameters: &["access_token"],
+    strips_headers: &["private-token", "x-github-otp"],
+    strips_parameters: &["access_token", "client_secret", "token"],
+    strips_protocols: &[],
     environment: &[
         ("GH_TOKEN", "sandbox-placeholder-github"),
         ("GITHUB_TOKEN", "sandbox-placeholder-github"),
@@ -57,8 +71,21 @@ static GITHUB: Known = Known {
 static GOOGLE: Known = Known {
     name: "google",
     places: &[Header("generativelanguage.googleapis.com", "x-goog-api-key")],
-    strips_headers: &["x-goog-api-key"],
-    strips_parameters: &["key", "access_token"],
+    strips_headers: &[
+        "x-goog-api-key",
+        "x-goog-iam-authorization-token",
+        "x-goog-user-project",
+    ],
+    // The last one carries headers, for callers that can set none.
+    strips_parameters: &[
+        "key",
+        "api_key",
+        "access_token",
+        "oauth_token",
+        "bearer_token",
+        "$httpHeaders",
+    ],
+    strips_protocols: &[],
     environment: &[
         ("GEMINI_API_KEY", "sandbox-placeholder-google"),
         ("GOOGLE_API_KEY", "sandbox-placeholder-google"),
@@ -68,8 +95,9 @@ static GOOGLE: Known = Known {
 static GROQ: Known = Known {
     name: "groq",
     places: &[Bearer("api.groq.com")],
-    strips_headers: &[],
+    strips_headers: &["x-api-key"],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[("GROQ_API_KEY", "sandbox-placeholder-groq")],
 };
 
@@ -78,6 +106,7 @@ static MISTRAL: Known = Known {
     places: &[Bearer("api.mistral.ai")],
     strips_headers: &["x-api-key"],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[("MISTRAL_API_KEY", "sandbox-placeholder-mistral")],
 };
 
@@ -86,6 +115,7 @@ static OPENROUTER: Known = Known {
     places: &[Bearer("openrouter.ai")],
     strips_headers: &["x-api-key"],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[("OPENROUTER_API_KEY", "sandbox-placeholder-openrouter")],
 };
 
@@ -94,6 +124,7 @@ static XAI: Known = Known {
     places: &[Bearer("api.x.ai")],
     strips_headers: &["x-api-key"],
     strips_parameters: &[],
+    strips_protocols: &["xai-client-secret.", "openai-insecure-api-key."],
     environment: &[("XAI_API_KEY", "sandbox-placeholder-xai")],
 };
 
@@ -102,6 +133,7 @@ static NPM: Known = Known {
     places: &[Bearer("registry.npmjs.org")],
     strips_headers: &["npm-otp"],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[("NPM_TOKEN", "sandbox-placeholder-npm")],
 };
 
@@ -110,6 +142,7 @@ static PYPI: Known = Known {
     places: &[Basic("upload.pypi.org", "__token__")],
     strips_headers: &[],
     strips_parameters: &[],
+    strips_protocols: &[],
     environment: &[
         ("TWINE_USERNAME", "__token__"),
         ("TWINE_PASSWORD", "sandbox-placeholder-pypi"),
@@ -181,7 +214,10 @@ fn load(known: &Known) -> Service {
         service = service.also_strips(header);
     }
     for parameter in known.strips_parameters {
-        service.stripped_parameters.push((*parameter).to_owned());
+        service = service.also_strips_parameter(parameter);
+    }
+    for prefix in known.strips_protocols {
+        service = service.also_strips_protocol(prefix);
     }
     for (variable, placeholder) in known.environment {
         service = service.environment(variable, placeholder);
@@ -191,22 +227,67 @@ fn load(known: &Known) -> Service {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+    use sandbox_core::credential::Credential;
+
+    use super::super::inject;
     use super::*;
+
+    const ALL: [&Known; 10] = [
+        &ANTHROPIC,
+        &OPENAI,
+        &GITHUB,
+        &GOOGLE,
+        &GROQ,
+        &MISTRAL,
+        &OPENROUTER,
+        &XAI,
+        &NPM,
+        &PYPI,
+    ];
+
+    #[test]
+    fn clients_own_credentials_are_stripped_from_every_place_that_a_service_reads() {
+        for known in ALL {
+            let service = load(known);
+            let mut query = vec!["alt=sse".to_owned()];
+            let sent = known.strips_parameters.iter();
+            query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
+            let protocols: Vec<_> = known
+                .strips_protocols
+                .iter()
+                .map(|start| format!("{start}mine"))
+                .collect();
+            let mut request = Request::builder()
+                .uri(format!("/v1?{}", query.join("&")))
+                .header(
+                    "sec-websocket-protocol",
+                    format!("realtime, {}", protocols.join(", ")),
+                )
+                .header("authorization", "Bearer mine")
+                .header("cookie", "session=mine");
+            for header in known.strips_headers {
+                request = request.header(*header, "mine");
+            }
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            let (Bearer(host) | Header(host, _) | Basic(host, _)) = &known.places[0];
+            let endpoint = service.endpoint_at(true, &host.parse().unwrap(), 443).unwrap();
+            let credential = Credential::Token("managed".to_owned().into());
+            inject::replace(&mut parts, &service, endpoint, &credential).unwrap();
+            let sent = format!("{} {:?}", parts.uri, parts.headers);
+            assert!(!sent.contains("mine"), "{}: {sent}", known.name);
+            assert_eq!(parts.uri, "/v1?alt=sse", "{}", known.name);
+            assert_eq!(
+                parts.headers["sec-websocket-protocol"], "realtime",
+                "{}",
+                known.name
+            );
+        }
+    }
 
     #[test]
     fn every_known_service_is_valid_and_has_a_placeholder() {
-        for known in [
-            &ANTHROPIC,
-            &OPENAI,
-            &GITHUB,
-            &GOOGLE,
-            &GROQ,
-            &MISTRAL,
-            &OPENROUTER,
-            &XAI,
-            &NPM,
-            &PYPI,
-        ] {
+        for known in ALL {
             let service = load(known);
             service.validate().unwrap();
             assert!(!service.placeholders().is_empty(), "{}", known.name);

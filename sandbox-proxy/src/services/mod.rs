@@ -19,6 +19,8 @@ pub struct Service {
     client_credential: ClientCredential,
     stripped_headers: Vec<HeaderName>,
     stripped_parameters: Vec<String>,
+    /// Starts of WebSocket subprotocols.
+    stripped_protocols: Vec<String>,
     environment: Vec<(String, String)>,
     plain_http: bool,
     error: Option<InvalidService>,
@@ -102,6 +104,7 @@ impl Service {
             client_credential: ClientCredential::default(),
             stripped_headers: vec![AUTHORIZATION, COOKIE],
             stripped_parameters: Vec::new(),
+            stripped_protocols: Vec::new(),
             environment: Vec::new(),
             plain_http: false,
             error: None,
@@ -167,6 +170,22 @@ impl Service {
                 self.fail(error)
             }
         }
+    }
+
+    /// A query parameter in which clients send credentials to this service; treated like the credential's own place,
+    /// in whatever case it is written.
+    #[must_use]
+    pub fn also_strips_parameter(mut self, parameter: &str) -> Self {
+        self.stripped_parameters.push(parameter.to_owned());
+        self
+    }
+
+    /// A start of WebSocket subprotocols (RFC 6455 §1.9) whose rest is a credential, as browsers send it since they
+    /// can set no header: such members of `Sec-WebSocket-Protocol` are treated like the credential's own place.
+    #[must_use]
+    pub fn also_strips_protocol(mut self, prefix: &str) -> Self {
+        self.stripped_protocols.push(prefix.to_owned());
+        self
     }
 
     /// What happens with a credential that the client sends itself; [`ClientCredential::Replace`] at first.
