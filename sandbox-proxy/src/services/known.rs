@@ -253,17 +253,11 @@ mod tests {
             let mut query = vec!["alt=sse".to_owned()];
             let sent = known.strips_parameters.iter();
             query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
-            let protocols: Vec<_> = known
-                .strips_protocols
-                .iter()
-                .map(|start| format!("{start}mine"))
-                .collect();
+            let mut protocols = vec!["realtime".to_owned()];
+            protocols.extend(known.strips_protocols.iter().map(|start| format!("{start}mine")));
             let mut request = Request::builder()
                 .uri(format!("/v1?{}", query.join("&")))
-                .header(
-                    "sec-websocket-protocol",
-                    format!("realtime, {}", protocols.join(", ")),
-                )
+                .header("sec-websocket-protocol", protocols.join(", "))
                 .header("authorization", "Bearer mine")
                 .header("cookie", "session=mine");
             for header in known.strips_headers {
