@@ -5,8 +5,8 @@ use stand_in::StandIn;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    // An API on this machine that wants a key. For a real one: `Service::anthropic()` with
-    // `sources::Env::new("ANTHROPIC_API_KEY")`, and neither `resolve` nor `trust`.
+    // An API on this machine that wants a key. For a real one: the rule `api.anthropic.com`, `Service::anthropic()`
+    // with `sources::Env::new("ANTHROPIC_API_KEY")`, and neither `resolve` nor `trust`.
     let api = StandIn::start("api.example.com", "the-real-key").await?;
     let target = format!("api.example.com:{}", api.port());
 

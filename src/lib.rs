@@ -12,6 +12,21 @@ mod launch;
 mod sandbox;
 mod workspace;
 
+/// The pages of `docs/`, so that their code is compiled.
+#[cfg(doctest)]
+mod documentation {
+    #[doc = include_str!("../docs/artefacts.md")]
+    mod artefacts {}
+    #[doc = include_str!("../docs/backends.md")]
+    mod backends {}
+    #[doc = include_str!("../docs/credentials.md")]
+    mod credentials {}
+    #[doc = include_str!("../docs/policy.md")]
+    mod policy {}
+    #[doc = include_str!("../docs/workspace.md")]
+    mod workspace {}
+}
+
 pub use builder::SandboxBuilder;
 pub use command::{Child, Command, Output};
 pub use error::LaunchError;
@@ -23,5 +38,6 @@ pub use sandbox_core::command::{ExitStatus, Stdin, User};
 pub use sandbox_core::sandbox::ExecError;
 pub use sandbox_core::size::Size;
 pub use sandbox_kvm::{KvmBackend, KvmImages};
-pub use sandbox_proxy::{Rules, Service, sources};
+pub use sandbox_proxy as proxy;
+pub use sandbox_proxy::{ClientCredential, JsonLines, Rules, Service, sources};
 pub use workspace::WorkspaceError;

@@ -51,11 +51,11 @@ impl HostKind {
             Self::Hardware => "hardware virtualisation: guests run at the processor's speed",
             Self::Interpreted => {
                 "an interpreted /dev/kvm: a guest's kernel runs at a few million instructions per second, so a start \
-                 takes fifteen to twenty seconds and a small program one or more; programs compute at full speed"
+                 and each new program are slow (the README has figures), and programs compute at full speed"
             }
             Self::Emulated => {
-                "an emulated host (QEMU without acceleration): a guest starts in a second or two, and programs \
-                 compute several times slower than elsewhere"
+                "an emulated host (QEMU without acceleration): a guest starts in seconds (the README has figures), \
+                 and programs compute several times slower than elsewhere"
             }
         }
     }
