@@ -1,6 +1,6 @@
 //! Credentials: added outside, replaced where the client sends its own, never given away.
 
-use crate::fixture::{API, api_url, run, sh, sh_ok, shared};
+use crate::fixture::{API, api_url, python, run, sh, sh_ok, shared};
 
 #[test]
 fn what_the_client_sends_as_credential_is_replaced() {
@@ -99,14 +99,7 @@ try:
     print('ANSWER', w.recv(64))
 except Exception as e: print('refused', type(e).__name__)"
         );
-        let output = shared()
-            .await
-            .sandbox
-            .command("python3")
-            .args(["-c", &script])
-            .output()
-            .await
-            .unwrap();
+        let output = python(&script).await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
             text.starts_with("refused") || text.contains("421") || text.contains("403"),
@@ -121,14 +114,7 @@ fn python_and_git_trust_the_sandbox_as_curl_does() {
     run(async {
         let url = api_url("/python").await;
         let script = format!("import urllib.request; print(urllib.request.urlopen('{url}').status)");
-        let output = shared()
-            .await
-            .sandbox
-            .command("python3")
-            .args(["-c", &script])
-            .output()
-            .await
-            .unwrap();
+        let output = python(&script).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "200\n", "{stderr}");
         let url = api_url("/repository.git").await;

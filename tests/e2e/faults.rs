@@ -25,6 +25,14 @@ fn images() -> sandbox::KvmImages {
     sandbox::kvm::images(&Artifacts::locate().unwrap())
 }
 
+/// Why a launch that must fail did.
+async fn refused(builder: SandboxBuilder) -> LaunchError {
+    let Err(error) = builder.launch().await else {
+        panic!("it was launched")
+    };
+    error
+}
+
 /// Waits until a process is gone; bounded by the test runner. A zombie is gone but for its name.
 fn wait_until_gone(pid: u32) {
     let running = |pid: u32| {
@@ -77,24 +85,14 @@ fn missing_artefacts_and_those_of_another_build_name_the_command() {
 
         let mut gone = images();
         gone.agent = "/nonexistent/agent.erofs".into();
-        let error = small("gone")
-            .backend(KvmBackend::new(gone))
-            .launch()
-            .await
-            .err()
-            .unwrap();
+        let error = refused(small("gone").backend(KvmBackend::new(gone))).await;
         let missing = matches!(&error, LaunchError::Backend(BackendError::ArtefactMissing { path, .. })
             if path == Path::new("/nonexistent/agent.erofs"));
         assert!(missing, "{error:?}");
 
         let mut other = images();
         other.helper_build = Some("0123456789abcdef".into());
-        let error = small("other")
-            .backend(KvmBackend::new(other))
-            .launch()
-            .await
-            .err()
-            .unwrap();
+        let error = refused(small("other").backend(KvmBackend::new(other))).await;
         assert!(
             matches!(error, LaunchError::Backend(BackendError::OtherBuild { .. })),
             "{error:?}"
@@ -107,7 +105,7 @@ fn missing_artefacts_and_those_of_another_build_name_the_command() {
 fn unparsable_rule_points_at_the_character() {
     run(async {
         let rules = Rules::locked_down().allow("api.example.com:https");
-        let error = small("rule").policy(rules).launch().await.err().unwrap();
+        let error = refused(small("rule").policy(rules)).await;
         assert!(matches!(error, LaunchError::Proxy(_)), "{error:?}");
         let text = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
             .map(ToString::to_string)
@@ -124,12 +122,7 @@ fn unparsable_rule_points_at_the_character() {
 fn credential_that_cannot_be_found_stops_the_launch() {
     run(async {
         let source = sources::Env::new("SANDBOX_TEST_NO_SUCH_VARIABLE");
-        let error = small("credential")
-            .credential(Service::anthropic(), source)
-            .launch()
-            .await
-            .err()
-            .unwrap();
+        let error = refused(small("credential").credential(Service::anthropic(), source)).await;
         assert!(matches!(error, LaunchError::Credential(_)), "{error:?}");
         let text = error.to_string();
         assert!(
@@ -147,16 +140,11 @@ fn impossible_amounts_are_refused_before_anything_starts() {
             small("impossible").memory(Size::gib(4096)),
             small("impossible").cpus(0),
         ] {
-            let error = builder.launch().await.err().unwrap();
+            let error = refused(builder).await;
             assert!(matches!(error, LaunchError::Resources(_)), "{error:?}");
         }
         assert_eq!(vmm_of("impossible"), None);
-        let error = small("not-a-name")
-            .name("Not A Name")
-            .launch()
-            .await
-            .err()
-            .unwrap();
+        let error = refused(small("not-a-name").name("Not A Name")).await;
         assert!(matches!(error, LaunchError::Name(_)), "{error:?}");
     });
 }
@@ -167,12 +155,7 @@ fn guest_that_does_not_come_up_shows_its_last_words() {
         let mut broken = images();
         // A root file system without our agent: the kernel panics for lack of an init.
         broken.agent = broken.base.clone();
-        let error = small("broken")
-            .backend(KvmBackend::new(broken))
-            .launch()
-            .await
-            .err()
-            .unwrap();
+        let error = refused(small("broken").backend(KvmBackend::new(broken))).await;
         let LaunchError::GuestDidNotComeUp { console, .. } = &error else {
             panic!("{error:?}")
         };
@@ -303,18 +286,7 @@ fn orchestrate() {
 #[test]
 fn full_layer_is_an_error_in_the_guest_and_leaves_the_sandbox_usable() {
     run(async {
-        // A host disk of 24 MiB for the layer: a file system of its own.
-        let disk = fresh_directory("full-disk");
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=24m", "sandbox-test"])
-            .arg(&disk)
-            .status()
-            .unwrap();
-        assert!(
-            mounted.success(),
-            "this test mounts a file system: run it as root"
-        );
-        let unmount = Unmount(disk.clone());
+        let (disk, unmount) = small_disk("full-disk", "24m");
         let sandbox = small("full")
             .backend(KvmBackend::new(images()).layer_directory(&disk))
             .launch()
@@ -340,6 +312,21 @@ fn full_layer_is_an_error_in_the_guest_and_leaves_the_sandbox_usable() {
     });
 }
 
+/// A disk for layers that is soon full: a file system of its own.
+fn small_disk(name: &str, size: &str) -> (PathBuf, Unmount) {
+    let disk = fresh_directory(name);
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "sandbox-test"])
+        .arg(&disk)
+        .status()
+        .unwrap();
+    assert!(
+        mounted.success(),
+        "this test mounts a file system: run it as root"
+    );
+    (disk.clone(), Unmount(disk))
+}
+
 struct Unmount(PathBuf);
 
 impl Drop for Unmount {
@@ -355,19 +342,9 @@ impl Drop for Unmount {
 #[test]
 fn a_layer_that_cannot_be_made_says_that_the_disk_is_full() {
     run(async {
-        let disk = fresh_directory("no-room");
-        let mount = ["-t", "tmpfs", "-o", "size=4k", "sandbox-test"];
-        assert!(
-            std::process::Command::new("mount")
-                .args(mount)
-                .arg(&disk)
-                .status()
-                .unwrap()
-                .success()
-        );
-        let _unmount = Unmount(disk.clone());
+        let (disk, _unmount) = small_disk("no-room", "4k");
         let backend = KvmBackend::new(images()).layer_directory(&disk);
-        let error = small("no-room").backend(backend).launch().await.err().unwrap();
+        let error = refused(small("no-room").backend(backend)).await;
         let LaunchError::Backend(BackendError::DiskFull { directory }) = &error else {
             panic!("{error:?}")
         };

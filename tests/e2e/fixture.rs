@@ -108,6 +108,12 @@ pub async fn sh_ok(script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A Python program in the shared sandbox.
+pub async fn python(program: &str) -> Output {
+    let command = shared().await.sandbox.command("python3").args(["-c", program]);
+    command.output().await.unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// `https://…` of the API stand-in.
 pub async fn api_url(path: &str) -> String {
     format!("https://{API}:{}{path}", shared().await.api.port())

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use sandbox::{LaunchError, Sandbox, User, WorkspaceError};
 
-use crate::fixture::{run, sh, sh_ok, shared};
+use crate::fixture::{python, run, sh, sh_ok, shared};
 
 #[test]
 fn process_list_holds_guest_processes_only() {
@@ -97,14 +97,7 @@ for host in ('127.0.0.1', '10.0.0.1', '192.168.1.1', '172.17.0.1', '169.254.169.
     except OSError as e: print(host, errno.errorcode.get(e.errno, repr(e)))
 "
         );
-        let output = shared()
-            .await
-            .sandbox
-            .command("python3")
-            .args(["-c", &script])
-            .output()
-            .await
-            .unwrap();
+        let output = python(&script).await;
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(
             text.lines().count(),

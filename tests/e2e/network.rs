@@ -3,7 +3,7 @@
 use sandbox::Event;
 use sandbox::core::audit::AuditDecision;
 
-use crate::fixture::{API, api_url, run, sh, sh_ok, shared};
+use crate::fixture::{API, api_url, python, run, sh, sh_ok, shared};
 
 #[test]
 fn other_ports_of_an_allowed_host_are_refused() {
@@ -73,14 +73,7 @@ fn special_addresses_are_refused_in_every_spelling() {
             let request = format!("CONNECT {host}:{port} HTTP/1.1\\r\\nHost: {host}:{port}\\r\\n\\r\\n");
             let script = format!("import socket
 s = socket.create_connection(('127.0.0.1', 3128)); s.sendall(b'{request}'); print(s.recv(64).split(b'\\r\\n')[0].decode())");
-            let output = shared()
-                .await
-                .sandbox
-                .command("python3")
-                .args(["-c", &script])
-                .output()
-                .await
-                .unwrap();
+            let output = python(&script).await;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let status = text.split(' ').nth(1).unwrap_or_default().trim().to_owned();
             assert!(
