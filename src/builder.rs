@@ -15,7 +15,7 @@ use sandbox_proxy::Service;
 use crate::error::LaunchError;
 use crate::sandbox::Sandbox;
 
-/// Long enough for the slowest hosts (interpreted guest kernels), where a start takes about 10 s.
+/// Several times what the slowest hosts take (interpreted guest kernels) when nothing else runs there.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Describes a sandbox; made by [`Sandbox::builder`].
@@ -78,7 +78,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// One more directory, read-only, at the same absolute path.
+    /// One more directory, read-only, at the same absolute path. Refused where [`Self::workspace`] would be: what the
+    /// agent can read it can send to any host that you allow.
     pub fn read_only(mut self, directory: impl Into<PathBuf>) -> Self {
         self.mounts.push((directory.into(), Access::ReadOnly));
         self

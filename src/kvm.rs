@@ -6,7 +6,7 @@ use sandbox_artifacts::{Artifacts, KernelFlavour};
 use sandbox_core::backend::Backend;
 use sandbox_kvm::{KvmBackend, KvmImages};
 
-/// A KVM backend over artefacts as [`Artifacts::locate`] finds them.
+/// The files of a [`KvmBackend`] that is set up by hand; the default backend uses the same.
 pub fn images(artifacts: &Artifacts) -> KvmImages {
     KvmImages {
         kernel_normal: artifacts.kernel(KernelFlavour::Normal),
