@@ -1,13 +1,17 @@
 //! Records of what happened at the border, on their way to whoever keeps or watches them.
 
+mod denials;
 pub(crate) mod record;
 
 use std::fmt;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use sandbox_core::audit::{AuditEvent, AuditSink};
+use sandbox_core::audit::{AuditDecision, AuditEvent, AuditSink};
 use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep};
+
+use denials::{Denials, WINDOW};
 
 /// Events kept for a subscriber that is slow; beyond it the oldest are lost, and the subscriber is told how many.
 const SUBSCRIBER_BACKLOG: usize = 1024;
@@ -52,6 +56,14 @@ impl<W: Write + Send> AuditSink for JsonLines<W> {
 pub(crate) struct Hub {
     sinks: Vec<Arc<dyn AuditSink>>,
     live: broadcast::Sender<Arc<AuditEvent>>,
+    denials: Mutex<Lately>,
+}
+
+#[derive(Debug, Default)]
+struct Lately {
+    denials: Denials,
+    /// Whether a task tells what was counted.
+    watched: bool,
 }
 
 impl Hub {
@@ -59,6 +71,7 @@ impl Hub {
         Self {
             sinks,
             live: broadcast::channel(SUBSCRIBER_BACKLOG).0,
+            denials: Mutex::default(),
         }
     }
 
@@ -66,12 +79,71 @@ impl Hub {
         self.live.subscribe()
     }
 
-    fn record(&self, event: AuditEvent) {
+    /// Takes an event. Denials that say the same again are put together.
+    fn record(self: &Arc<Self>, event: AuditEvent) {
+        if event.decision == AuditDecision::Allowed {
+            return self.write(event);
+        }
+        let told = {
+            let mut lately = self.lately();
+            let now = Instant::now();
+            let mut told = lately.denials.due(now);
+            told.extend(lately.denials.take(event, now));
+            // Without a runtime, what was counted is told with the next denial or at the end.
+            if !lately.watched
+                && let Ok(runtime) = tokio::runtime::Handle::try_current()
+            {
+                lately.watched = true;
+                runtime.spawn(tell_counted(Arc::downgrade(self)));
+            }
+            told
+        };
+        for event in told {
+            self.write(event);
+        }
+    }
+
+    fn lately(&self) -> MutexGuard<'_, Lately> {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, event: AuditEvent) {
         for sink in &self.sinks {
             sink.record(&event);
         }
         if self.live.receiver_count() > 0 {
             let _nobody_listens_any_more = self.live.send(Arc::new(event));
+        }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let left = self.lately().denials.drain();
+        for event in left {
+            self.write(event);
+        }
+    }
+}
+
+/// Tells denials that were counted when their time is over, until there are none.
+async fn tell_counted(hub: Weak<Hub>) {
+    loop {
+        sleep(WINDOW).await;
+        let Some(hub) = hub.upgrade() else {
+            return;
+        };
+        let (due, is_last) = {
+            let mut lately = hub.lately();
+            let due = lately.denials.due(Instant::now());
+            lately.watched = !lately.denials.is_empty();
+            (due, !lately.watched)
+        };
+        for event in due {
+            hub.write(event);
+        }
+        if is_last {
+            return;
         }
     }
 }

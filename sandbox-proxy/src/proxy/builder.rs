@@ -194,6 +194,8 @@ impl ProxyBuilder {
             upstreams: Quota::new(Ledger::process(), cap),
             turned_away: Arc::new(Semaphore::new(limits::TURNED_AWAY)),
             requests: Arc::new(Semaphore::new(limits::REQUESTS)),
+            h2_clients: Arc::new(Semaphore::new(limits::H2_CLIENTS)),
+            h2_upstreams: Arc::new(Semaphore::new(limits::H2_UPSTREAMS)),
             closed: CancellationToken::new(),
         }))
     }

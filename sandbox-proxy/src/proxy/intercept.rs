@@ -12,17 +12,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::http1::{self, After, AfterSlot};
 use super::io::{Client, Dialled, Prefixed, ScopedExecutor};
+use super::refusal::Refusal;
 use super::route::Route;
 use super::upstream::Offer;
 use super::{Inner, exchange, front, limits, tunnel};
 use crate::audit::record::Record;
 use crate::tls::hello::{self, Start};
-
-/// HTTP/2 windows towards the guest: what one request may upload before upstream takes it. Bounds memory.
-const H2_WINDOW: u32 = 256 << 10;
-/// HTTP/2 bytes of one response that wait for the guest to read them. Bounds memory under a guest that grants a
-/// large window and never reads.
-const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Serves a tunnel whose requests are read.
 pub(crate) async fn serve(
@@ -52,7 +47,12 @@ pub(crate) async fn serve(
             Err(_) => false,
         },
     };
-    let config = match inner.ca.server(&route.host, h2 && asked.offers_h2) {
+    // Who is over the limit of HTTP/2 and speaks nothing else is turned away below.
+    let place = Arc::clone(&inner.h2_clients).try_acquire_owned().ok();
+    let config = match inner
+        .ca
+        .server(&route.host, h2 && asked.offers_h2 && place.is_some())
+    {
         Ok(config) => config,
         Err(error) => {
             tracing::error!(%error, "no certificate for an intercepted host");
@@ -74,8 +74,13 @@ pub(crate) async fn serve(
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     if h2 {
+        let Some(_place) = place else {
+            Refusal::busy("the sandbox has too many HTTP/2 connections open").tell(&record);
+            return;
+        };
         serve_h2(inner, route, stream, record).await;
     } else {
+        drop(place);
         serve_h1(inner, route, stream, record).await;
     }
 }
@@ -130,9 +135,9 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS)
         .max_header_list_size(limits::HEAD_BYTES_H2)
-        .initial_stream_window_size(H2_WINDOW)
-        .initial_connection_window_size(4 * H2_WINDOW)
-        .max_send_buf_size(H2_SEND_BUFFER)
+        .initial_stream_window_size(limits::H2_CLIENT_WINDOW)
+        .initial_connection_window_size(limits::H2_CLIENT_CONNECTION_WINDOW)
+        .max_send_buf_size(limits::H2_SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -142,12 +147,7 @@ where
 }
 
 /// Tells a client whose stream is refused after the tunnel was opened, in the language it speaks.
-pub(crate) async fn refuse(
-    client: &mut Client,
-    start: &Start,
-    refusal: &super::refusal::Refusal,
-    target: &str,
-) {
+pub(crate) async fn refuse(client: &mut Client, start: &Start, refusal: &Refusal, target: &str) {
     let told = match start {
         Start::Tls(_) => client.write_all(&hello::ACCESS_DENIED).await,
         Start::Other => client.write_all(&refusal.raw_response(target)).await,

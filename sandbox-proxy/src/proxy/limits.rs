@@ -1,4 +1,19 @@
 //! Every limit of the proxy and what it protects. Those of one parser or table stand beside it.
+//!
+//! # What a guest can make the host hold
+//!
+//! With `n` connections each way ([`SANDBOX_PART`], at most [`MAX_PER_SANDBOX`]), a guest that uses all it may at once
+//! and reads nothing makes the host hold at most:
+//!
+//! | what | how much | `n` = 128 | `n` = 1024 |
+//! |---|---|---|---|
+//! | buffers of HTTP/1.1 or of tunnels, both sides and directions | `n` × 4 × 64 KiB | 32 MiB | 256 MiB |
+//! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 16 MiB | 16 MiB |
+//! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
+//! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 64 MiB | 64 MiB |
+//! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 128 MiB | 128 MiB |
+//!
+//! A guest that behaves holds next to nothing: buffers grow with what is under way.
 
 use std::time::Duration;
 
@@ -16,9 +31,24 @@ pub(crate) const PLACE_TIME: Duration = Duration::from_secs(3);
 /// Streams over the limit that are told so politely at the same time; more than these are just closed.
 pub(crate) const TURNED_AWAY: usize = 8;
 /// Requests in flight of one sandbox: HTTP/2 has many in one stream.
-pub(crate) const REQUESTS: usize = 2048;
+pub(crate) const REQUESTS: usize = 1024;
+/// HTTP/2 connections of one sandbox's guest, each with buffers for many requests; further ones are offered HTTP/1.1.
+pub(crate) const H2_CLIENTS: usize = 32;
+/// HTTP/2 connections of one sandbox to upstream; further ones are made with HTTP/1.1.
+pub(crate) const H2_UPSTREAMS: usize = 32;
 /// Requests at once within one HTTP/2 connection of a guest.
 pub(crate) const H2_STREAMS: u32 = 128;
+/// What one request may upload over HTTP/2 before upstream takes it. The way to the guest is short.
+pub(crate) const H2_CLIENT_WINDOW: u32 = 128 << 10;
+/// The same for all requests of a connection.
+pub(crate) const H2_CLIENT_CONNECTION_WINDOW: u32 = 512 << 10;
+/// HTTP/2 bytes of one request or response that wait for their receiver: who grants a great window and never reads
+/// is held no more than this.
+pub(crate) const H2_SEND_BUFFER: usize = 32 << 10;
+/// What one response may bring over HTTP/2 before the guest takes it: a download is not held up by round trips.
+pub(crate) const H2_UPSTREAM_WINDOW: u32 = 1 << 20;
+/// The same for all responses of a connection.
+pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 2 << 20;
 /// Bytes of one message's head: bounds memory per connection.
 pub(crate) const HEAD_BYTES: usize = 64 << 10;
 /// [`HEAD_BYTES`] in the type of HTTP/2 settings.

@@ -87,6 +87,8 @@ pub(crate) struct Inner {
     /// For streams over the limit.
     turned_away: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    h2_clients: Arc<Semaphore>,
+    h2_upstreams: Arc<Semaphore>,
     closed: CancellationToken,
 }
 

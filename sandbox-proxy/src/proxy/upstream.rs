@@ -10,6 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use sandbox_core::host::Host;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -22,9 +23,6 @@ use super::refusal::Refusal;
 use super::route::Route;
 use crate::address;
 use crate::tls::client::server_name;
-
-/// HTTP/2 windows towards upstream: a download is not held up by round trips.
-const H2_WINDOW: u32 = 1 << 20;
 
 /// Which protocols upstream is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,15 +89,19 @@ impl Inner {
             None => self.dial(route).await?,
         };
         if !route.tls {
-            return self.speak(stream, false).await;
+            return self.speak_h1(stream).await;
         }
         let tls_fault = |error: &dyn std::fmt::Display| {
             Refusal::upstream("tls_protocol_error", format!("TLS with upstream failed: {error}"))
         };
         let configs = self.clients.configs().await.map_err(|error| tls_fault(&error))?;
-        let config = match offer {
-            Offer::Any => &configs.any,
-            Offer::Http1 => &configs.h1,
+        let place = match offer {
+            Offer::Any => Arc::clone(&self.h2_upstreams).try_acquire_owned().ok(),
+            Offer::Http1 => None,
+        };
+        let config = match place {
+            Some(_) => &configs.any,
+            None => &configs.h1,
         };
         let name = server_name(&route.host).map_err(|error| tls_fault(&error))?;
         let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
@@ -113,8 +115,10 @@ impl Inner {
                 ));
             }
         };
-        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        self.speak(stream, h2).await
+        match place.filter(|_| stream.get_ref().1.alpn_protocol() == Some(b"h2")) {
+            Some(place) => self.speak_h2(stream, place).await,
+            None => self.speak_h1(stream).await,
+        }
     }
 
     fn vet(&self, route: &Route, addresses: &[IpAddr]) -> Result<(), Refusal> {
@@ -143,41 +147,49 @@ impl Inner {
         }
     }
 
-    /// Starts HTTP on a stream. The task that drives it ends with the connection or with this proxy.
-    async fn speak<S>(&self, stream: S, h2: bool) -> Result<Sender, Refusal>
+    /// Starts HTTP/1.1 on a stream. The task that drives it ends with the connection or with this proxy.
+    async fn speak_h1<S>(&self, stream: S) -> Result<Sender, Refusal>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let io = TokioIo::new(stream);
-        let fault = |error: hyper::Error| {
-            Refusal::upstream(
-                "http_protocol_error",
-                format!("HTTP with upstream failed: {error}"),
-            )
-        };
-        let closed = self.closed.clone();
-        if h2 {
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(H2_WINDOW)
-                .initial_connection_window_size(2 * H2_WINDOW)
-                .max_header_list_size(limits::HEAD_BYTES_H2)
-                .handshake(io)
-                .await
-                .map_err(fault)?;
-            tokio::spawn(async move { closed.run_until_cancelled(connection).await });
-            Ok(Sender::H2(sender))
-        } else {
-            let (sender, connection) = http1::Builder::new()
-                .max_buf_size(limits::HEAD_BYTES)
-                .handshake(io)
-                .await
-                .map_err(fault)?;
-            let connection = connection.with_upgrades();
-            tokio::spawn(async move { closed.run_until_cancelled(connection).await });
-            Ok(Sender::H1(sender))
-        }
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(limits::HEAD_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| http_failed(&error))?;
+        let (connection, closed) = (connection.with_upgrades(), self.closed.clone());
+        tokio::spawn(async move { closed.run_until_cancelled(connection).await });
+        Ok(Sender::H1(sender))
     }
+
+    /// Starts HTTP/2 on a stream, in the same way. The connection keeps its `place`.
+    async fn speak_h2<S>(&self, stream: S, place: OwnedSemaphorePermit) -> Result<Sender, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits::H2_UPSTREAM_WINDOW)
+            .initial_connection_window_size(limits::H2_UPSTREAM_CONNECTION_WINDOW)
+            .max_send_buf_size(limits::H2_SEND_BUFFER)
+            .max_header_list_size(limits::HEAD_BYTES_H2)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| http_failed(&error))?;
+        let closed = self.closed.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            closed.run_until_cancelled(connection).await
+        });
+        Ok(Sender::H2(sender))
+    }
+}
+
+fn http_failed(error: &hyper::Error) -> Refusal {
+    Refusal::upstream(
+        "http_protocol_error",
+        format!("HTTP with upstream failed: {error}"),
+    )
 }
 
 async fn dial_any(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {

@@ -108,6 +108,85 @@ async fn streams_over_the_limit_are_told_so_and_the_rest_work() {
     drop(running.events.wait(|event| event.status == Some(503)).await);
 }
 
+#[tokio::test]
+async fn http2_connections_over_the_limit_are_offered_the_older_version() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let both = ["h2", "http/1.1"];
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        let tls = running.tls(&at, "api.test", &both).await.unwrap();
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        open.push(tls);
+    }
+    let tls = running.tls(&at, "api.test", &both).await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    let mut client = h1(tls).await;
+    let request = Request::get("/")
+        .header("host", &at)
+        .body(Full::default())
+        .unwrap();
+    assert_eq!(send(&mut client, request).await.status(), StatusCode::OK);
+    // Who speaks nothing else is told by the record.
+    let mut tls = running.tls(&at, "api.test", &["h2"]).await.unwrap();
+    assert_eq!(tls.read(&mut [0; 64]).await.unwrap_or(0), 0);
+    running
+        .events
+        .wait(|event| event.outcome.contains("HTTP/2"))
+        .await;
+    drop(open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn denials_over_and_over_are_told_at_once_and_then_counted() {
+    let events = Arc::<Events>::default();
+    let proxy = Proxy::builder("one".parse().unwrap())
+        .audit(events.clone())
+        .build()
+        .unwrap();
+    for attempt in 0..500 {
+        let (mut near, far) = tokio::io::duplex(4096);
+        let serving = tokio::spawn(proxy.serve(Box::new(far)));
+        near.write_all(b"CONNECT denied.test:443 HTTP/1.1\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403"));
+        drop(near);
+        serving.await.unwrap();
+        assert_eq!(events.all().len(), 1, "after {attempt}");
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    let told = events.all();
+    let attempts: Vec<_> = told
+        .iter()
+        .map(|event| (event.host.as_str(), event.attempts))
+        .collect();
+    assert_eq!(attempts, [("denied.test", 1), ("denied.test", 499)]);
+}
+
+#[tokio::test]
+async fn denials_that_were_counted_are_told_at_the_end() {
+    let events = Arc::<Events>::default();
+    let proxy = Proxy::builder("one".parse().unwrap())
+        .audit(events.clone())
+        .build()
+        .unwrap();
+    for index in 0..2000 {
+        let (mut near, far) = tokio::io::duplex(4096);
+        let head = format!("CONNECT n{index}.test:443 HTTP/1.1\r\n\r\n");
+        let serving = tokio::spawn(proxy.serve(Box::new(far)));
+        near.write_all(head.as_bytes()).await.unwrap();
+        assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403"));
+        drop(near);
+        serving.await.unwrap();
+    }
+    drop(proxy);
+    let told = events.all();
+    assert!(told.len() < 300, "{}", told.len());
+    assert_eq!(told.iter().map(|event| event.attempts).sum::<u64>(), 2000);
+}
+
 #[test]
 fn hog_in_a_process_with_few_descriptors() {
     let this = std::env::current_exe().unwrap();

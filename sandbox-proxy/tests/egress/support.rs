@@ -361,17 +361,6 @@ impl Events {
         panic!("no such event among {:#?}", self.0.lock().unwrap());
     }
 
-    /// The last event, once there are more than so many.
-    pub async fn after(&self, count: usize) -> AuditEvent {
-        for _ in 0..500 {
-            if let Some(event) = self.all().pop().filter(|_| self.all().len() > count) {
-                return event;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no event after {count}");
-    }
-
     pub fn all(&self) -> Vec<AuditEvent> {
         self.0.lock().unwrap().clone()
     }
