@@ -2,7 +2,7 @@
 //!
 //! A descriptor goes where its file goes. Were that all, a guest that once looked into a directory or opened a
 //! script would keep it when the host moves it elsewhere: into a home directory, onto the search path. So each
-//! request that reads or changes anything asks the kernel where the file is now.
+//! request but those that let go asks the kernel where the file is now.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::handles::{Handle, Open};
-use super::host::Kind;
+use super::host::{self, FileId, Kind};
 use super::nodes::{Node, ROOT};
 use super::server::Server;
+use super::wire::Name;
 
 /// Directories climbed to find one whose path is short enough to be told; bounds the work of one request.
 const MAX_CLIMB: usize = 1024;
@@ -26,13 +27,13 @@ impl Server {
             return Err(Errno::ROFS);
         }
         let node = self.nodes.get(id)?;
-        if self.check_contained(node.export, node.fd(), node.kind).is_ok() {
+        if self.check_node(&node).is_ok() {
             return Ok(node);
         }
         // Perhaps only the name that it was opened by has left, and it has another.
         self.nodes.give_up(id);
         let node = self.nodes.get(id)?;
-        self.check_contained(node.export, node.fd(), node.kind)?;
+        self.check_node(&node)?;
         Ok(node)
     }
 
@@ -45,19 +46,22 @@ impl Server {
     pub(super) fn opened_file(&self, fh: u64, node: u64) -> Result<Arc<Handle>, Errno> {
         let handle = self.handles.get(fh, node)?;
         if let Open::File { fd, export, .. } = &handle.of {
-            self.check_contained(*export, fd.as_fd(), Kind::Regular)?;
+            self.check_contained(*export, node, fd.as_fd(), Kind::Regular)?;
         }
         Ok(handle)
     }
 
-    fn check_contained(&self, export: u32, fd: BorrowedFd<'_>, kind: Kind) -> Result<(), Errno> {
+    fn check_node(&self, node: &Node) -> Result<(), Errno> {
+        self.check_contained(node.export, node.id, node.fd(), node.kind)
+    }
+
+    fn check_contained(&self, export: u32, node: u64, fd: BorrowedFd<'_>, kind: Kind) -> Result<(), Errno> {
         let root = self.exports.root(export).ok_or(Errno::STALE)?;
         let root = self.nodes.get(root)?;
         let above = self.self_fds.location(root.fd())?;
         let here = match self.self_fds.location(fd) {
             Err(Errno::NAMETOOLONG) if kind == Kind::Directory => self.location_above(fd)?,
-            // So deep a file is where its directory is, and that is checked with each look-up.
-            Err(Errno::NAMETOOLONG) => return Ok(()),
+            Err(Errno::NAMETOOLONG) => return self.check_by_name(node, fd),
             told => told?,
         };
         let below = above == b"/"
@@ -65,6 +69,23 @@ impl Server {
                 .strip_prefix(above.as_slice())
                 .is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
         if below { Ok(()) } else { Err(Errno::STALE) }
+    }
+
+    /// A file whose path is too long to be told is contained if the directory that it was last seen in is, and still
+    /// has it. One without any name left is where it last was.
+    fn check_by_name(&self, id: u64, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let stat = host::stat(fd)?;
+        if stat.stx_nlink == 0 {
+            return Ok(());
+        }
+        let (parent, name) = self.nodes.place(id)?;
+        let name = Name::new(&name).map_err(|_| Errno::STALE)?;
+        let seen = host::stat_at(self.directory(parent)?.fd(), name).map_err(|_| Errno::STALE)?;
+        if FileId::of(&seen) == FileId::of(&stat) {
+            Ok(())
+        } else {
+            Err(Errno::STALE)
+        }
     }
 
     /// Where a directory is whose path is too long to be told, by one above it.

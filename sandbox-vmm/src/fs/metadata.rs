@@ -29,9 +29,9 @@ impl Server {
             return reply.put(&self.attr_out(self.exports.attr()));
         }
         let stat = if asked.flags & wire::GETATTR_FH != 0 {
-            host::stat(self.handles.get(asked.fh, id)?.file()?)?
+            host::stat(self.opened_file(asked.fh, id)?.file()?)?
         } else {
-            host::stat(self.nodes.get(id)?.fd())?
+            host::stat(self.node(id)?.fd())?
         };
         reply.put(&self.attr_out(self.attr(&stat)))
     }
@@ -110,7 +110,7 @@ impl Server {
         if request.header.nodeid == ROOT {
             return Err(Errno::INVAL);
         }
-        let node = self.nodes.get(request.header.nodeid)?;
+        let node = self.node(request.header.nodeid)?;
         // On a descriptor of anything but a link the host would answer ENOENT.
         if node.kind != Kind::Other {
             return Err(Errno::INVAL);
@@ -128,7 +128,7 @@ impl Server {
                 ..StatfsOut::default()
             });
         }
-        let node = self.nodes.get(request.header.nodeid)?;
+        let node = self.node(request.header.nodeid)?;
         let space = rustix::fs::fstatvfs(node.fd())?;
         let narrow = |wide: u64| u32::try_from(wide).unwrap_or(u32::MAX);
         reply.put(&StatfsOut {

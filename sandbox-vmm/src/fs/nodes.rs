@@ -182,6 +182,13 @@ impl Nodes {
         table.give(id, fd)
     }
 
+    /// The directory that a node was last seen in, and its name there.
+    pub fn place(&self, id: u64) -> Result<(u64, Box<CStr>), Errno> {
+        let table = self.lock();
+        let entry = table.entries.get(&id).ok_or(Errno::STALE)?;
+        Ok((entry.parent, entry.name.clone()))
+    }
+
     /// Counts a look-up of a file that is already known, and remembers where it was seen; `None` if it is not.
     pub fn revisit(&self, parent: &Node, name: Name<'_>, stat: &Statx) -> Option<u64> {
         let mut table = self.lock();

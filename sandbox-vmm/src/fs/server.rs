@@ -28,7 +28,7 @@ pub const MAX_REQUEST: usize = MAX_DATA as usize + size_of::<InHeader>() + size_
 pub const MAX_REPLY: usize = MAX_DATA as usize + wire::OUT_HEADER;
 
 /// Nodes one guest may keep known, at a few hundred bytes each: what a big monorepo needs, and a bound on what a
-/// hostile guest makes this process allocate (under 200 MiB).
+/// hostile guest makes this process allocate (under 300 MiB, with the longest names).
 const MAX_NODES: usize = 1 << 19;
 
 /// Descriptors kept for nodes, where the limit of open files allows: enough that a build re-opens little. Each

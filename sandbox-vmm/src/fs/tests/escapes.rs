@@ -215,6 +215,71 @@ fn a_file_moved_out_of_the_export_is_out_of_reach_even_where_it_is_open() {
 }
 
 #[test]
+fn what_was_moved_out_of_the_export_is_not_looked_at_either() {
+    let guest = Guest::new();
+    let (file, fh) = guest.create(TOP, "f", RDWR).unwrap();
+    guest.symlink(TOP, "link", "target").unwrap();
+    let link = guest.find(TOP, "link").unwrap();
+    let by_handle = GetattrIn {
+        flags: wire::GETATTR_FH,
+        fh,
+        ..GetattrIn::default()
+    };
+    let ask = |node, asked: GetattrIn| guest.call(op::GETATTR, node, &[asked.as_bytes()]).map(drop);
+    assert_eq!(ask(file.nodeid, by_handle), Ok(()));
+    assert_eq!(guest.call(op::READLINK, link.nodeid, &[]).unwrap(), b"target");
+    for name in ["f", "link"] {
+        fs::rename(guest.host(name), guest.outside(name)).unwrap();
+    }
+
+    assert_eq!(ask(file.nodeid, by_handle), Err(Errno::STALE));
+    assert_eq!(ask(file.nodeid, GetattrIn::default()), Err(Errno::STALE));
+    assert_eq!(
+        guest.call(op::STATFS, file.nodeid, &[]).unwrap_err(),
+        Errno::STALE
+    );
+    assert_eq!(
+        guest.call(op::READLINK, link.nodeid, &[]).unwrap_err(),
+        Errno::STALE
+    );
+    guest.close(file.nodeid, fh).unwrap();
+}
+
+#[test]
+fn a_file_too_deep_for_a_path_is_out_of_reach_once_it_is_elsewhere() {
+    let guest = Guest::new();
+    let name = "n".repeat(200);
+    let (mut at, mut inside) = (TOP, open(&guest.host("")));
+    let mut elsewhere = open(guest.directory.path());
+    for _ in 0..25 {
+        at = guest.mkdir(at, &name).unwrap().nodeid;
+        inside = below(&inside, &name);
+        rustix::fs::mkdirat(&elsewhere, name.as_str(), rustix::fs::Mode::RWXU).unwrap();
+        elsewhere = below(&elsewhere, &name);
+    }
+    let (file, fh) = guest.create(at, "f", RDWR).unwrap();
+    guest.write(file.nodeid, fh, 0, b"ours").unwrap();
+    let unlinked = guest.create(at, "unlinked", RDWR).unwrap();
+    guest.call(op::UNLINK, at, &[&text("unlinked")]).unwrap();
+    guest.write(unlinked.0.nodeid, unlinked.1, 0, b"x").unwrap();
+    guest.rename(at, "f", at, "g", 0).unwrap();
+    assert_eq!(guest.read(file.nodeid, fh, 0, 4).unwrap(), b"ours");
+
+    rustix::fs::renameat(&inside, "g", &elsewhere, "g").unwrap();
+    assert_eq!(
+        guest.write(file.nodeid, fh, 0, b"evil").unwrap_err(),
+        Errno::STALE
+    );
+    assert_eq!(guest.open(file.nodeid, RDWR).unwrap_err(), Errno::STALE);
+    assert_eq!(guest.link(file.nodeid, at, "back").unwrap_err(), Errno::STALE);
+}
+
+fn below(dir: &OwnedFd, name: &str) -> OwnedFd {
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty()).unwrap()
+}
+
+#[test]
 fn a_file_whose_other_name_left_the_export_stays_usable() {
     let guest = Guest::new();
     fs::write(guest.host("one"), b"data").unwrap();
