@@ -1,4 +1,5 @@
-//! The README shows what the examples run, and no link in the documentation leads nowhere.
+//! The documentation keeps up with the code: the README shows what the examples run, links lead somewhere, and every
+//! error is explained.
 
 use std::path::Path;
 
@@ -35,4 +36,26 @@ fn links_between_pages_and_files_lead_somewhere() {
         }
     }
     assert!(links > 20, "{links} links found");
+}
+
+#[test]
+fn every_error_of_a_launch_or_command_is_explained() {
+    let page = include_str!("../docs/errors.md");
+    for (source, name) in [
+        (include_str!("../src/error.rs"), "LaunchError"),
+        (include_str!("../sandbox-core/src/backend.rs"), "BackendError"),
+        (include_str!("../sandbox-core/src/sandbox.rs"), "ExecError"),
+    ] {
+        let (_, body) = source.split_once(&format!("pub enum {name} {{\n")).unwrap();
+        let (body, _) = body.split_once("\n}\n").unwrap();
+        let variants = body.lines().filter_map(|line| {
+            let variant = line.strip_prefix("    ")?.split(['(', ' ', ',']).next()?;
+            variant.starts_with(char::is_uppercase).then_some(variant)
+        });
+        let variants: Vec<_> = variants.collect();
+        assert!(variants.len() > 5, "{name} has {variants:?}");
+        for variant in variants {
+            assert!(page.contains(&format!("`{variant}`")), "{name}::{variant}");
+        }
+    }
 }
