@@ -13,7 +13,8 @@ pub enum GuestFault {
         /// What was found.
         detail: String,
     },
-    /// A chain loops, leaves the descriptor table, or uses indirect descriptors, which were not offered.
+    /// A chain loops, leaves its descriptor table, or has more descriptors than the ring. An indirect table, which was
+    /// not offered, is counted by the same measure.
     #[error("the descriptor chain at {head} of queue {queue} is malformed")]
     BrokenChain {
         /// Index of the queue.

@@ -330,6 +330,11 @@ impl Engine {
     }
 
     #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.ready.len()
+    }
+
+    #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         (self.connections.len(), self.resets.len(), self.waiting)
     }
@@ -438,6 +443,10 @@ impl Engine {
     fn forget(&mut self, key: Key) {
         if let Some(connection) = self.connections.remove(&key) {
             self.waiting = self.waiting.saturating_sub(connection.waiting.len());
+            if connection.queued {
+                // Left there, a guest that opens and closes streams without taking our answers would pile them up.
+                self.ready.retain(|ready| *ready != key);
+            }
         }
     }
 

@@ -237,6 +237,22 @@ fn streams_are_bounded_and_streams_whose_host_is_gone_make_way() {
 }
 
 #[test]
+fn streams_opened_and_closed_without_end_leave_nothing_behind() {
+    let mut engine = Engine::new(GUEST, vec![PORT]);
+    for _ in 0..3 {
+        for port in [9, 10] {
+            engine.packet(&from_guest(OP_REQUEST, port, 0), 0);
+        }
+        assert_eq!(engine.queued(), 2);
+        for port in [9, 10] {
+            engine.packet(&from_guest(OP_RESET, port, 0), 0);
+        }
+        assert_eq!(engine.queued(), 0);
+    }
+    assert_eq!(engine.next(), None);
+}
+
+#[test]
 fn the_answers_to_a_flood_are_bounded() {
     let mut engine = Engine::new(GUEST, vec![PORT]);
     for port in 0..100_000 {
