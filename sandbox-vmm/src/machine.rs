@@ -1,8 +1,10 @@
 //! Puts a machine together and runs it: memory, devices in their slots, kernel, one thread per processor, the event
-//! thread. The order of [`Machine::build`] is the order that hypervisors need.
+//! thread. The order of [`Machine::build`] is the order that hypervisors need. Nothing of the guest's happens before
+//! [`Ready::go`].
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -151,11 +153,11 @@ impl<H: Hypervisor> Machine<H> {
         })
     }
 
-    /// Starts all threads and returns. The end is reported to the observer.
+    /// Starts all threads and makes the processors, which wait for [`Ready::go`].
     ///
     /// # Errors
-    /// A thread or processor could not be made. The machine may already run in part: end the process.
-    pub fn run(self) -> Result<(), MachineError> {
+    /// A thread or processor could not be made. Some may be there already: end the process.
+    pub fn prepare(self) -> Result<Ready, MachineError> {
         let Self {
             vm,
             memory,
@@ -185,10 +187,10 @@ impl<H: Hypervisor> Machine<H> {
             })?;
         }
         // A processor is made on its thread, and all must exist before the first runs and wakes the others.
-        let (ready, made) = std::sync::mpsc::channel();
+        let (ready, made) = mpsc::channel();
         let mut gates = Vec::new();
         for index in 0..cpus {
-            let (gate, open) = std::sync::mpsc::channel::<()>();
+            let (gate, open) = mpsc::channel();
             let (vm, bus, observer, ready) = (vm.clone(), bus.clone(), observer.clone(), ready.clone());
             let memory = memory.clone();
             spawn(&format!("vcpu{index}"), move || {
@@ -217,10 +219,23 @@ impl<H: Hypervisor> Machine<H> {
         for _ in 0..cpus {
             made.recv().map_err(std::io::Error::other)??;
         }
-        for gate in gates {
+        Ok(Ready { gates })
+    }
+}
+
+/// A machine whose processors stand before their first instruction. Dropped, it never runs.
+#[derive(Debug)]
+pub struct Ready {
+    gates: Vec<Sender<()>>,
+}
+
+impl Ready {
+    /// Lets the processors run. Their end is reported to the observer.
+    pub fn go(self) {
+        for gate in self.gates {
+            // Fails only if the processor's thread is gone, which only a panic can cause.
             let _ = gate.send(());
         }
-        Ok(())
     }
 }
 

@@ -23,8 +23,6 @@ use super::{KvmImages, MAKE_ARTEFACTS, images};
 /// How long the VMM process may take to say hello, and then to start: it does nothing but a few system calls, so a
 /// helper that takes longer is no helper of ours.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Messages that may come before the machine is known to run.
-const MAX_EARLY: usize = 64;
 const WATCH: &str = "watch the VMM process";
 /// User and group of the unprivileged user inside, whom the host user's files belong to.
 const GUEST_USER: (u32, u32) = (1000, 1000);
@@ -103,7 +101,6 @@ pub(super) async fn launch(
         diagnostics: Output::new(watch(connections.diagnostics)?, tails.diagnostics.clone()),
         pidfd: Arc::new(watch(connections.pidfd)?),
         tails,
-        early: Vec::new(),
     };
 
     let hello = message(&mut driver).await?;
@@ -147,21 +144,12 @@ pub(super) async fn launch(
     // With our copy open, the console would never end.
     drop(console_writer);
 
-    loop {
-        match message(&mut driver).await? {
-            (FromVmm::Started, _) => break,
-            (FromVmm::StartFailed(fault), _) => return Err(start_error(fault, &driver.tails)),
-            // A guest that ends within the first moment may have its end told first, and nothing after it.
-            (ended @ FromVmm::Ended(_), descriptors) => {
-                driver.early.push((ended, descriptors));
-                break;
-            }
-            // Or one that dials.
-            other => driver.early.push(other),
-        }
-        if driver.early.len() > MAX_EARLY {
+    match message(&mut driver).await? {
+        (FromVmm::Started, _) => {}
+        (FromVmm::StartFailed(fault), _) => return Err(start_error(fault, &driver.tails)),
+        _ => {
             return Err(did_not_start(
-                "it says too much before it has started".into(),
+                "it speaks of its guest before it has started".into(),
                 &driver.tails,
             ));
         }

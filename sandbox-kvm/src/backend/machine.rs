@@ -111,8 +111,6 @@ pub(super) struct Driver {
     pub diagnostics: Output,
     pub pidfd: Arc<AsyncFd<OwnedFd>>,
     pub tails: Tails,
-    /// Messages that came before the machine was known to run.
-    pub early: Vec<(FromVmm, Vec<OwnedFd>)>,
 }
 
 /// A handle to a running machine.
@@ -366,11 +364,6 @@ impl Driver {
     /// Listens until the process has ended, and says how the machine did.
     async fn listen(mut self, mut listener: Listener, exit: watch::Sender<Option<MachineExit>>) {
         let mut fault = None;
-        for (message, descriptors) in std::mem::take(&mut self.early) {
-            if let Err(error) = listener.message(message, descriptors) {
-                fault = Some(error);
-            }
-        }
         // After the end was told nothing more is of interest.
         while fault.is_none() && listener.ended.is_none() {
             match self.receive().await {
@@ -498,7 +491,6 @@ mod tests {
             diagnostics: nothing(&tails.diagnostics),
             pidfd: Arc::new(pidfd),
             tails,
-            early: Vec::new(),
         };
         (KvmMachine::run(driver), Channel::new(theirs), connections.control)
     }

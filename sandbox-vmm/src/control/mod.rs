@@ -78,7 +78,7 @@ pub enum FromVmm {
         /// Hash of the sources it was built from.
         build: String,
     },
-    /// The processors run.
+    /// The processors run from now on. Nothing that the guest causes is told before this.
     Started,
     /// They do not, and the process ends.
     StartFailed(StartFault),

@@ -61,9 +61,11 @@ fn serve<H: Hypervisor>(channel: &Arc<Channel>) -> Result<(), ChannelError> {
         match message {
             ToVmm::Start(config) if dials.is_none() => {
                 match start::start::<H>(config, descriptors, channel) {
-                    Ok(handle) => {
+                    Ok((handle, ready)) => {
                         dials = Some(handle);
+                        // Told before anything of the guest's can be: what it does first comes after this.
                         channel.send(&FromVmm::Started, &[], true)?;
+                        ready.go();
                     }
                     Err(fault) => {
                         channel.send(&FromVmm::StartFailed(fault), &[], true)?;

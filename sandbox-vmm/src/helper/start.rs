@@ -1,4 +1,4 @@
-//! From a start message and its descriptors to a running machine.
+//! From a start message and its descriptors to a machine that is ready to run.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{HostDials, VsockDevice};
 use crate::fs::{Access, IdMap, Limits, SelfFds, Server};
 use crate::hypervisor::{Hypervisor, HypervisorError};
-use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::machine::{Machine, MachineConfig, MachineError, Ready};
 
 /// The guest's stream address. Every guest has the same; who it is, its control socket says.
 const GUEST_CID: u32 = 3;
@@ -22,12 +22,12 @@ const FS_TAG: &str = "sandbox";
 /// Threads that serve files: one waits for the disk while the other answers from the cache.
 const FS_THREADS: usize = 2;
 
-/// Builds and starts the machine.
+/// Builds the machine, up to its first instruction.
 pub(super) fn start<H: Hypervisor>(
     config: StartConfig,
     descriptors: Vec<OwnedFd>,
     channel: &Arc<Channel>,
-) -> Result<HostDials, StartFault> {
+) -> Result<(HostDials, Ready), StartFault> {
     if config.disks.len() > MAX_DISKS || config.exports.len() > MAX_EXPORTS {
         return Err(StartFault::Config("too many disks or exports".into()));
     }
@@ -79,14 +79,14 @@ pub(super) fn start<H: Hypervisor>(
         devices,
     };
     let observer = Arc::new(Reporter(channel.clone()));
-    Machine::build(&hypervisor, machine, observer)
-        .and_then(Machine::run)
+    let ready = Machine::build(&hypervisor, machine, observer)
+        .and_then(Machine::prepare)
         .map_err(|error| match error {
             MachineError::Hypervisor(error) => hypervisor_fault(&error),
             MachineError::Layout(_) | MachineError::Boot(_) => StartFault::Config(short(&error.to_string())),
             MachineError::Memory(_) | MachineError::Host(_) => host_fault(&error),
         })?;
-    Ok(dials)
+    Ok((dials, ready))
 }
 
 fn file_system(config: &StartConfig, descriptors: &mut Descriptors) -> Result<FsDevice, StartFault> {
