@@ -10,7 +10,7 @@
 //! are echoed, by a model for instance) could see from the sizes and times of chunks whether a guess is a start of
 //! the secret, and so find it out byte by byte. So **what waits does not depend on whether it looks like a secret**:
 //!
-//! - The last [`Patterns::tail`] bytes of a stream always wait. Their number depends on the length of the
+//! - The last [`tail`](patterns::Patterns::tail) bytes of a stream always wait. Their number depends on the length of the
 //!   secrets alone, which is no secret: what replaces one shows it, too.
 //! - Where nothing that is looked for can go on, the stream is *settled* and nothing waits. That is at the end of a
 //!   stream and of a WebSocket message, and, for formats in which events must arrive when they happen, at

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,13 +17,35 @@ use super::{MAX_SECRET_BYTES, issue};
 /// Protects requests from a helper that hangs, for instance on a password prompt.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a command of the host prints, as in `gh auth token`. Run for each request unless [`cached`](Self::cached).
+/// What a command of the host prints, as in `gh auth token`.
+///
+/// Its output is kept for no time at first: a request gets what the command prints after the request came, so a
+/// rotated credential acts at once. Requests that wait at the same time, of one sandbox or of all that have this
+/// source, share a run; the command never runs twice at a time. With [`cached`](Self::cached) its output serves
+/// later requests, too.
 #[derive(Debug)]
 pub struct Command {
     program: OsString,
     arguments: Vec<OsString>,
     lifetime: Duration,
-    cache: Mutex<Option<(Instant, Issued)>>,
+    /// Held while the command runs.
+    last: Mutex<Option<Run>>,
+}
+
+/// How the command ran last.
+#[derive(Debug)]
+struct Run {
+    started: Instant,
+    ended: Instant,
+    result: Result<Issued, Failure>,
+}
+
+/// An error that several requests get.
+#[derive(Debug, Clone)]
+enum Failure {
+    NotFound,
+    Malformed(&'static str),
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
 }
 
 /// How a command failed. Its output is never repeated: it may hold the secret.
@@ -41,7 +64,7 @@ impl Command {
             program: program.as_ref().to_owned(),
             arguments: Vec::new(),
             lifetime: Duration::ZERO,
-            cache: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -60,10 +83,6 @@ impl Command {
     }
 
     async fn run(&self) -> Result<Issued, CredentialError> {
-        let failed = |cause: Box<dyn std::error::Error + Send + Sync>| CredentialError::Failed {
-            source_name: self.describe(),
-            cause,
-        };
         let mut child = tokio::process::Command::new(&self.program)
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -71,7 +90,7 @@ impl Command {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| failed(error.into()))?;
+            .map_err(|error| self.failed(error))?;
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES + 1));
         let limit = u64::try_from(MAX_SECRET_BYTES + 1).unwrap_or(u64::MAX);
         if let Some(stdout) = child.stdout.take() {
@@ -79,13 +98,20 @@ impl Command {
                 .take(limit)
                 .read_to_end(&mut text)
                 .await
-                .map_err(|error| failed(error.into()))?;
+                .map_err(|error| self.failed(error))?;
         }
-        let status = child.wait().await.map_err(|error| failed(error.into()))?;
+        let status = child.wait().await.map_err(|error| self.failed(error))?;
         if !status.success() {
-            return Err(failed(CommandFailed::Status(status).into()));
+            return Err(self.failed(CommandFailed::Status(status)));
         }
         issue(self.describe(), text)
+    }
+
+    fn failed(&self, cause: impl std::error::Error + Send + Sync + 'static) -> CredentialError {
+        CredentialError::Failed {
+            source_name: self.describe(),
+            cause: Box::new(cause),
+        }
     }
 }
 
@@ -96,20 +122,150 @@ impl CredentialSource for Command {
     }
 
     async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-        // Held while the command runs: requests that come together run it once.
-        let mut cache = self.cache.lock().await;
-        if let Some((at, issued)) = &*cache
-            && at.elapsed() < self.lifetime
-        {
-            return Ok(issued.clone());
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        let run = last.take_if(|run| {
+            let is_kept = run.result.is_ok() && run.ended.elapsed() < self.lifetime;
+            // What another request ran while this one waited is as fresh as a run of its own.
+            is_kept || run.started >= asked
+        });
+        let run = match run {
+            Some(run) => run,
+            None => {
+                let started = Instant::now();
+                let result = timeout(RUN_LIMIT, self.run())
+                    .await
+                    .unwrap_or_else(|_| Err(self.failed(CommandFailed::TooSlow)));
+                Run {
+                    started,
+                    ended: Instant::now(),
+                    result: result.map_err(Failure::from),
+                }
+            }
+        };
+        let result = run.result.clone();
+        *last = Some(run);
+        result.map_err(|failure| failure.of(self.describe()))
+    }
+}
+
+impl From<CredentialError> for Failure {
+    fn from(error: CredentialError) -> Self {
+        match error {
+            CredentialError::NotFound { .. } => Self::NotFound,
+            CredentialError::Malformed { why, .. } => Self::Malformed(why),
+            CredentialError::Failed { cause, .. } => Self::Failed(cause.into()),
         }
-        let issued = timeout(RUN_LIMIT, self.run()).await.unwrap_or_else(|_| {
-            Err(CredentialError::Failed {
-                source_name: self.describe(),
-                cause: CommandFailed::TooSlow.into(),
-            })
-        })?;
-        *cache = (!self.lifetime.is_zero()).then(|| (Instant::now(), issued.clone()));
-        Ok(issued)
+    }
+}
+
+impl Failure {
+    fn of(self, source_name: String) -> CredentialError {
+        match self {
+            Self::NotFound => CredentialError::NotFound { source_name },
+            Self::Malformed(why) => CredentialError::Malformed { source_name, why },
+            Self::Failed(cause) => CredentialError::Failed {
+                source_name,
+                cause: Box::new(cause),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sandbox_core::credential::{Credential, ExposeSecret};
+
+    use super::*;
+
+    async fn fetch(source: &Command) -> Result<String, CredentialError> {
+        let sandbox = "one".parse().unwrap();
+        let request = CredentialRequest {
+            sandbox: &sandbox,
+            service: "x",
+            target: None,
+        };
+        match source.fetch(&request).await?.credential {
+            Credential::Token(secret) => Ok(secret.expose_secret().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A command that prints what is in `value`, notes its run in `runs`, and ends when `go` is there.
+    fn slow(directory: &Path) -> Arc<Command> {
+        std::fs::write(directory.join("value"), "old").unwrap();
+        let script = "cd \"$1\"; cat value; echo run >> runs; until test -e go; do sleep 0.01; done; exit $(cat status)";
+        std::fs::write(directory.join("status"), "0").unwrap();
+        Arc::new(Command::new("sh").args([
+            "-c".as_ref(),
+            script.as_ref(),
+            "x".as_ref(),
+            directory.as_os_str(),
+        ]))
+    }
+
+    fn runs(directory: &Path) -> usize {
+        std::fs::read_to_string(directory.join("runs")).map_or(0, |runs| runs.lines().count())
+    }
+
+    async fn burst(source: &Arc<Command>, directory: &Path) -> Vec<Result<String, CredentialError>> {
+        let ask = || {
+            let source = Arc::clone(source);
+            tokio::spawn(async move { fetch(&source).await })
+        };
+        let first = ask();
+        while runs(directory) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::write(directory.join("value"), "new").unwrap();
+        let others: Vec<_> = (0..50).map(|_| ask()).collect();
+        // They have asked once they wait for the first.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::fs::write(directory.join("go"), "").unwrap();
+        let mut results = vec![first.await.unwrap()];
+        for other in others {
+            results.push(other.await.unwrap());
+        }
+        results
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_share_a_run_that_began_after_they_came() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = slow(directory.path());
+        let results = burst(&source, directory.path()).await;
+        assert_eq!(runs(directory.path()), 2);
+        let values: Vec<_> = results.into_iter().map(Result::unwrap).collect();
+        assert_eq!(values[0], "old");
+        assert!(values[1..].iter().all(|value| value == "new"), "{values:?}");
+        assert_eq!(fetch(&source).await.unwrap(), "new");
+        assert_eq!(runs(directory.path()), 3, "kept for no time");
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_share_a_failure_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = slow(directory.path());
+        std::fs::write(directory.path().join("status"), "3").unwrap();
+        let results = burst(&source, directory.path()).await;
+        assert_eq!(runs(directory.path()), 2);
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(matches!(error, CredentialError::Failed { .. }), "{error:?}");
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(cause.contains("exit status: 3"), "{cause}");
+        }
+    }
+
+    #[tokio::test]
+    async fn request_that_goes_away_leaves_the_run_to_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = slow(directory.path());
+        let asked = timeout(Duration::from_millis(50), fetch(&source)).await;
+        assert!(asked.is_err());
+        std::fs::write(directory.path().join("go"), "").unwrap();
+        assert_eq!(fetch(&source).await.unwrap(), "old");
     }
 }
