@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Statx};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::handles::{Handle, Open};
@@ -69,14 +69,7 @@ impl Server {
             }
             Err(error) => return Err(error),
         };
-        let fh = self
-            .add_file(dir.export, id, fd, asked.flags)
-            .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
-        reply.put(&self.entry(id, &stat))?;
-        reply.put(&OpenOut {
-            fh,
-            ..OpenOut::default()
-        })
+        self.reply_opened(dir.export, id, &stat, fd, asked.flags, reply)
     }
 
     pub(super) fn tmpfile(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -94,14 +87,7 @@ impl Server {
         let fd = rustix::fs::openat(dir.fd(), c".", flags, bits)?;
         let path = self.self_fds.reopen(fd.as_fd(), OFlags::PATH)?;
         let (id, stat) = self.know_fd(&dir, c"", path)?;
-        let fh = self
-            .add_file(dir.export, id, fd, asked.flags)
-            .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
-        reply.put(&self.entry(id, &stat))?;
-        reply.put(&OpenOut {
-            fh,
-            ..OpenOut::default()
-        })
+        self.reply_opened(dir.export, id, &stat, fd, asked.flags, reply)
     }
 
     pub(super) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -222,6 +208,27 @@ impl Server {
         }
         self.handles.check_room()?;
         self.self_fds.reopen(node.fd(), host)
+    }
+
+    /// Answers with a new node and its opened file.
+    fn reply_opened(
+        &self,
+        export: u32,
+        id: u64,
+        stat: &Statx,
+        fd: OwnedFd,
+        flags: u32,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let fh = self
+            .add_file(export, id, fd, flags)
+            // The guest is not told of the node, so it will not forget it either.
+            .inspect_err(|_| _ = self.nodes.forget(id, 1))?;
+        reply.put(&self.entry(id, stat))?;
+        reply.put(&OpenOut {
+            fh,
+            ..OpenOut::default()
+        })
     }
 
     fn add_file(&self, export: u32, node: u64, fd: OwnedFd, flags: u32) -> Result<u64, Errno> {

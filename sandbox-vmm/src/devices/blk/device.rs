@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::wire::{self, Request, SECTOR_BYTES};
 use crate::devices::virtio::{
     ActivateError, Activation, Chain, Dispatch, GuestFault, Interrupt, Progress, VirtQueue, VirtioDevice,
-    device_id,
+    device_id, read_space,
 };
 
 /// Requests in flight, which here means waiting: one is served at a time.
@@ -202,23 +202,11 @@ impl VirtioDevice for BlockDevice {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // Header and status take a descriptor each.
         let space = wire::config(self.bytes / SECTOR_BYTES, u32::from(QUEUE_SIZE) - 2);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| space.get(offset..))
-            .unwrap_or(&[]);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_space(&space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queue = activation
-            .queues
-            .into_iter()
-            .next()
-            .flatten()
-            .ok_or(ActivateError::MissingQueue(0))?;
-        self.running = Some((queue, activation.interrupt));
+        self.running = Some(activation.only_queue()?);
         Ok(())
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::wire::{self, Tag};
 use super::workers::Workers;
 use super::{MAX_WORKERS, QUEUE_SIZE, URGENT_QUEUE_SIZE};
-use crate::devices::virtio::{ActivateError, Activation, GuestFault, Progress, VirtioDevice, device_id};
+use crate::devices::virtio::{
+    ActivateError, Activation, GuestFault, Progress, VirtioDevice, device_id, read_space,
+};
 use crate::fs::Server;
 
 /// First request queue (virtio 1.2 §5.11.2).
@@ -54,11 +56,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = self.config.get(start..).unwrap_or_default();
-        for (byte, value) in data.iter_mut().zip(rest) {
-            *byte = *value;
-        }
+        read_space(&self.config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -37,13 +37,7 @@ impl VirtioDevice for EntropyDevice {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queue = activation
-            .queues
-            .into_iter()
-            .next()
-            .flatten()
-            .ok_or(ActivateError::MissingQueue(0))?;
-        self.running = Some((queue, activation.interrupt));
+        self.running = Some(activation.only_queue()?);
         Ok(())
     }
 

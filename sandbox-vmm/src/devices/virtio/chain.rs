@@ -138,15 +138,7 @@ impl Reader {
         offset: Option<u64>,
         max: usize,
     ) -> std::io::Result<usize> {
-        self.0.transfer(max, |vectors, count| {
-            // SAFETY: `transfer` guarantees that the vectors describe live guest memory; the kernel only reads it.
-            unsafe {
-                match offset {
-                    Some(at) => libc::pwritev(file.as_raw_fd(), vectors, count, at.cast_signed()),
-                    None => libc::writev(file.as_raw_fd(), vectors, count),
-                }
-            }
-        })
+        self.0.transfer(file, offset, max, &WRITE)
     }
 }
 
@@ -220,18 +212,27 @@ impl Writer {
         offset: Option<u64>,
         max: usize,
     ) -> std::io::Result<usize> {
-        self.0.transfer(max, |vectors, count| {
-            // SAFETY: `transfer` guarantees that the vectors describe live guest memory, to which no Rust reference
-            // exists, so the kernel may write there.
-            unsafe {
-                match offset {
-                    Some(at) => libc::preadv(file.as_raw_fd(), vectors, count, at.cast_signed()),
-                    None => libc::readv(file.as_raw_fd(), vectors, count),
-                }
-            }
-        })
+        self.0.transfer(file, offset, max, &READ)
     }
 }
+
+/// A pair of vectored system calls: at a position, and where there is none.
+struct Direction {
+    at: unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
+    here: unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int) -> libc::ssize_t,
+}
+
+/// From the file to guest memory.
+const READ: Direction = Direction {
+    at: libc::preadv,
+    here: libc::readv,
+};
+
+/// From guest memory to the file.
+const WRITE: Direction = Direction {
+    at: libc::pwritev,
+    here: libc::writev,
+};
 
 /// Buffers in guest memory, each inside one region; what both directions share.
 #[derive(Debug)]
@@ -306,11 +307,14 @@ impl Segments {
         }
     }
 
-    /// Calls `call` with vectors over the next `max` bytes and consumes what it returns.
-    fn transfer<F>(&mut self, max: usize, call: F) -> std::io::Result<usize>
-    where
-        F: Fn(*const libc::iovec, libc::c_int) -> isize,
-    {
+    /// Moves up to the next `max` bytes by one system call and consumes what it moved.
+    fn transfer(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: Option<u64>,
+        max: usize,
+        direction: &Direction,
+    ) -> std::io::Result<usize> {
         let mut vectors = Vec::with_capacity(self.list.len().min(MAX_VECTORS));
         let mut total = 0usize;
         for &(address, len) in self.list.iter().take(MAX_VECTORS) {
@@ -333,7 +337,15 @@ impl Segments {
         // At most MAX_VECTORS, so it fits.
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         loop {
-            let result = call(vectors.as_ptr(), count);
+            let (fd, vectors) = (file.as_raw_fd(), vectors.as_ptr());
+            // SAFETY: the vectors describe live guest memory, checked above, to which no Rust reference exists; so the
+            // kernel may read it, and write it as well. They and the descriptor outlive the call.
+            let result = unsafe {
+                match offset {
+                    Some(at) => (direction.at)(fd, vectors, count, at.cast_signed()),
+                    None => (direction.here)(fd, vectors, count),
+                }
+            };
             if let Ok(moved) = usize::try_from(result) {
                 self.skip(moved);
                 return Ok(moved);

@@ -70,6 +70,26 @@ pub struct Activation {
     pub features: u64,
 }
 
+impl Activation {
+    /// What a device with one queue needs.
+    ///
+    /// # Errors
+    /// The driver left it unready.
+    pub fn only_queue(self) -> Result<(VirtQueue, Interrupt), ActivateError> {
+        let queue = self.queues.into_iter().next().flatten();
+        Ok((queue.ok_or(ActivateError::MissingQueue(0))?, self.interrupt))
+    }
+}
+
+/// Answers a read of a configuration space that is `space`; see [`VirtioDevice::read_config`].
+pub fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = space.get(start..).unwrap_or(&[]);
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}
+
 /// Why a device cannot start with what its driver chose. Answered like any guest fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {

@@ -15,6 +15,7 @@ use super::wire::{HEADER_BYTES, Header};
 use crate::devices::virtio::queue::CHAINS_PER_TURN;
 use crate::devices::virtio::{
     ActivateError, Activation, Chain, GuestFault, Interrupt, Progress, VirtQueue, VirtioDevice, device_id,
+    read_space,
 };
 use crate::doorbell::Doorbell;
 
@@ -419,14 +420,7 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let cid = self.guest_cid.to_le_bytes();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| cid.get(offset..))
-            .unwrap_or(&[]);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_space(&self.guest_cid.to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
