@@ -3,7 +3,7 @@
 
 use super::{
     Exit, MAX_CHUNK, Output, ReceiveWindow, Reply, Request, SendWindow, Spawn, SpawnFailure, Stdin,
-    Violation, outbox::Outbox,
+    Violation, outbox::Outbox, outputs::Outputs,
 };
 use crate::frame::Decoder;
 
@@ -20,8 +20,7 @@ pub struct AgentSide {
     stdin: ReceiveWindow,
     stdin_open: bool,
     stdin_gone: bool,
-    stdout: Channel,
-    stderr: Channel,
+    outputs: Outputs<SendWindow>,
     exited: bool,
 }
 
@@ -48,19 +47,9 @@ enum Phase {
     Failed,
 }
 
-#[derive(Debug)]
-struct Channel {
-    window: SendWindow,
-    open: bool,
-}
-
 impl AgentSide {
     /// The start of a stream.
     pub fn new() -> Self {
-        let channel = || Channel {
-            window: SendWindow::new(),
-            open: true,
-        };
         Self {
             decoder: Decoder::new(),
             outbox: Outbox::default(),
@@ -68,8 +57,7 @@ impl AgentSide {
             stdin: ReceiveWindow::new(),
             stdin_open: false,
             stdin_gone: false,
-            stdout: channel(),
-            stderr: channel(),
+            outputs: Outputs::new(SendWindow::new),
             exited: false,
         }
     }
@@ -111,10 +99,7 @@ impl AgentSide {
 
     /// Bytes of an output that may be sent now, at most [`MAX_CHUNK`].
     pub fn output_room(&self, output: Output) -> usize {
-        let channel = match output {
-            Output::Stdout => &self.stdout,
-            Output::Stderr => &self.stderr,
-        };
+        let channel = self.outputs.get(output);
         if self.phase == Phase::Started && channel.open {
             channel.window.room().min(MAX_CHUNK)
         } else {
@@ -125,7 +110,7 @@ impl AgentSide {
     /// Sends as much of `data` as [`output_room`](Self::output_room) allows, and says how much.
     pub fn write_output(&mut self, output: Output, data: &[u8]) -> usize {
         let wanted = data.len().min(self.output_room(output));
-        let taken = self.channel(output).window.take(wanted);
+        let taken = self.outputs.get_mut(output).window.take(wanted);
         match data.get(..taken) {
             Some(data) if taken > 0 => self.outbox.push(&Reply::Output {
                 output,
@@ -138,17 +123,14 @@ impl AgentSide {
 
     /// Says that an output has ended.
     pub fn close_output(&mut self, output: Output) {
-        if self.phase == Phase::Started && std::mem::replace(&mut self.channel(output).open, false) {
+        if self.phase == Phase::Started && std::mem::replace(&mut self.outputs.get_mut(output).open, false) {
             self.outbox.push(&Reply::OutputClose(output));
         }
     }
 
     /// Whether an output has not been closed.
     pub fn output_open(&self, output: Output) -> bool {
-        match output {
-            Output::Stdout => self.stdout.open,
-            Output::Stderr => self.stderr.open,
-        }
+        self.outputs.get(output).open
     }
 
     /// Says that `len` bytes of standard input were written to the command, or dropped.
@@ -177,7 +159,7 @@ impl AgentSide {
     pub fn is_complete(&self) -> bool {
         match self.phase {
             Phase::Waiting | Phase::Starting => false,
-            Phase::Started => self.exited && !self.stdout.open && !self.stderr.open,
+            Phase::Started => self.exited && self.outputs.ended(),
             Phase::Failed => true,
         }
     }
@@ -190,13 +172,6 @@ impl AgentSide {
     /// Says that the first `count` bytes of [`outgoing`](Self::outgoing) were written.
     pub fn sent(&mut self, count: usize) {
         self.outbox.sent(count);
-    }
-
-    fn channel(&mut self, output: Output) -> &mut Channel {
-        match output {
-            Output::Stdout => &mut self.stdout,
-            Output::Stderr => &mut self.stderr,
-        }
     }
 
     fn accept(&mut self, request: Request) -> Result<AgentEvent, Violation> {
@@ -232,7 +207,7 @@ impl AgentSide {
             }
             Request::Signal(number) => AgentEvent::Signal(number),
             Request::Credit { output, bytes } => {
-                self.channel(output).window.credit(bytes)?;
+                self.outputs.get_mut(output).window.credit(bytes)?;
                 AgentEvent::OutputRoom(output)
             }
         })

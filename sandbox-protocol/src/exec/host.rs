@@ -3,7 +3,7 @@
 
 use super::{
     Exit, MAX_CHUNK, Output, ReceiveWindow, Reply, Request, SendWindow, Spawn, SpawnFailure, Violation,
-    outbox::Outbox,
+    outbox::Outbox, outputs::Outputs,
 };
 use crate::frame::{Decoder, EncodeError};
 
@@ -20,8 +20,7 @@ pub struct HostSide {
     phase: Phase,
     stdin: SendWindow,
     stdin_open: bool,
-    stdout: Channel,
-    stderr: Channel,
+    outputs: Outputs<ReceiveWindow>,
     exited: bool,
 }
 
@@ -68,12 +67,6 @@ enum Phase {
     Failed,
 }
 
-#[derive(Debug)]
-struct Channel {
-    window: ReceiveWindow,
-    open: bool,
-}
-
 impl HostSide {
     /// Begins with the request for a command in [`outgoing`](Self::outgoing).
     ///
@@ -91,8 +84,7 @@ impl HostSide {
             phase: Phase::Starting,
             stdin: SendWindow::new(),
             stdin_open,
-            stdout: Channel::new(),
-            stderr: Channel::new(),
+            outputs: Outputs::new(ReceiveWindow::new),
             exited: false,
         })
     }
@@ -138,7 +130,7 @@ impl HostSide {
     pub fn is_complete(&self) -> bool {
         match self.phase {
             Phase::Starting => false,
-            Phase::Started => self.exited && !self.stdout.open && !self.stderr.open,
+            Phase::Started => self.exited && self.outputs.ended(),
             Phase::Failed => true,
         }
     }
@@ -190,7 +182,7 @@ impl HostSide {
 
     /// Says that `len` bytes of an output were dealt with, so that the agent may send more.
     pub fn consumed(&mut self, output: Output, len: usize) {
-        let channel = self.channel(output);
+        let channel = self.outputs.get_mut(output);
         let credit = channel.window.consume(len);
         if let Some(bytes) = credit.filter(|_| channel.open) {
             self.outbox.push(&Request::Credit { output, bytes });
@@ -205,13 +197,6 @@ impl HostSide {
     /// Says that the first `count` bytes of [`outgoing`](Self::outgoing) were written.
     pub fn sent(&mut self, count: usize) {
         self.outbox.sent(count);
-    }
-
-    fn channel(&mut self, output: Output) -> &mut Channel {
-        match output {
-            Output::Stdout => &mut self.stdout,
-            Output::Stderr => &mut self.stderr,
-        }
     }
 
     fn accept(&mut self, reply: Reply) -> Result<HostEvent, Violation> {
@@ -236,7 +221,7 @@ impl HostSide {
                 HostEvent::SpawnFailed(failure)
             }
             Reply::Output { output, data } => {
-                let channel = self.channel(output);
+                let channel = self.outputs.get_mut(output);
                 if !channel.open {
                     return wrong("after that output's end");
                 }
@@ -247,7 +232,7 @@ impl HostSide {
                 }
             }
             Reply::OutputClose(output) => {
-                if !std::mem::replace(&mut self.channel(output).open, false) {
+                if !std::mem::replace(&mut self.outputs.get_mut(output).open, false) {
                     return wrong("twice");
                 }
                 HostEvent::OutputClosed(output)
@@ -267,15 +252,6 @@ impl HostSide {
                 HostEvent::Exited(exit)
             }
         })
-    }
-}
-
-impl Channel {
-    fn new() -> Self {
-        Self {
-            window: ReceiveWindow::new(),
-            open: true,
-        }
     }
 }
 

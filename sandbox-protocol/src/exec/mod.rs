@@ -13,6 +13,7 @@
 mod agent;
 mod host;
 mod outbox;
+mod outputs;
 mod window;
 
 pub use agent::{AgentEvent, AgentSide};
