@@ -23,10 +23,10 @@
 //! The end of a body waits until it is known not to be part of a secret, and in a way that tells nobody whether it
 //! looked like one: what is held back depends on sizes, line ends and times alone. Server-sent events, JSON lines,
 //! gRPC, Connect, AWS event streams and WebSocket messages arrive at once. Other streams that fall silent arrive up to
-//! their last line after 50 ms, and wholly after 5 s.
+//! their last line after 50 ms; what comes after it, at most some hundred bytes, waits until they go on or end.
 //!
-//! A host that wants to give a secret away can always do so: by encoding it otherwise, by pausing in the middle of
-//! it, by splitting it between two events. Opaque tunnels are not searched. Secrets shorter than six bytes are not
+//! A host that wants to give a secret away can always do so: by encoding it otherwise, by telling it in parts, by
+//! splitting it between two events. Opaque tunnels are not searched. Secrets shorter than six bytes are not
 //! searched for.
 
 #![forbid(unsafe_code)]

@@ -44,6 +44,30 @@ fn a_refusal_names_the_rule_for_people_and_programs() {
             text.contains("proxy-status:") && text.contains("application/problem+json"),
             "{text}"
         );
+        // SDKs obey it: asking again is no use.
+        assert!(
+            text.contains("x-should-retry: false") && !text.contains("retry-after"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn refusals_over_and_over_are_counted_and_not_repeated() {
+    run(async {
+        let mut events = shared().await.sandbox.events();
+        sh_ok("for i in $(seq 30); do curl -s -o /dev/null http://over-and-over.example/; done; true").await;
+        let (mut told, mut attempts) = (0, 0);
+        while attempts < 30 {
+            if let Event::Attempt(attempt) = events.recv().await.unwrap()
+                && attempt.host == "over-and-over.example"
+            {
+                told += 1;
+                attempts += attempt.attempts;
+            }
+        }
+        assert_eq!(attempts, 30);
+        assert!(told < 30, "{told}");
     });
 }
 

@@ -77,7 +77,7 @@ pub(crate) struct Streamed {
     incoming: Incoming,
     record: Arc<Record>,
     scrubber: Option<Scrubber>,
-    /// Ends when upstream has been silent for so long that less need wait.
+    /// Ends when upstream has been silent for so long that whole lines need not wait.
     pause: Option<Pin<Box<Sleep>>>,
     /// Whether `pause` has been set since the last frame.
     pausing: bool,

@@ -129,8 +129,16 @@ async fn inject(inner: &Inner, route: &Route, parts: &mut Parts, record: &Record
         }
         Ok(Ok(Injected::Own)) => Ok(()),
         Ok(Err(error)) => {
+            // Which file or command of the host it is, is no business of the guest.
+            record.outcome(&error.to_string());
             let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
-            Err(Refusal::credential(error.to_string(), is_denial))
+            let told = match error {
+                BoundError::Source { service, .. } => {
+                    format!("there is no credential for service {service} now; the host's audit log says why")
+                }
+                BoundError::Inject(error) => error.to_string(),
+            };
+            Err(Refusal::credential(told, is_denial))
         }
         Err(_) => Err(Refusal::timeout(
             "proxy_internal_error",

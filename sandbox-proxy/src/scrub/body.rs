@@ -8,16 +8,14 @@ use http_body::Frame;
 
 use super::framing::Framing;
 use super::hold::Hold;
-use super::{LINE_PAUSE, PAUSE, Secrets};
+use super::{LINE_PAUSE, Secrets};
 
-/// Scrubs one body. Fed with data, gives data; the rest waits for more, for a pause, or for the end.
+/// Scrubs one body. Fed with data, gives data; the rest waits for more or for the end, whole lines for a pause.
 #[derive(Debug)]
 pub(crate) struct Scrubber {
     secrets: Arc<Secrets>,
     framing: Framing,
     hold: Hold,
-    /// Whole lines have gone out since the last data came: the pause lasts on.
-    lines_out: bool,
 }
 
 impl Scrubber {
@@ -26,7 +24,6 @@ impl Scrubber {
             secrets,
             framing,
             hold: Hold::default(),
-            lines_out: false,
         }
     }
 
@@ -36,7 +33,6 @@ impl Scrubber {
         if patterns.is_empty() {
             return data;
         }
-        self.lines_out = false;
         let settled = match self.framing.settled(&data) {
             0 => 0,
             settled => self.hold.len() + settled,
@@ -60,27 +56,15 @@ impl Scrubber {
         self.hold.release_all(&self.secrets.patterns())
     }
 
-    /// After how much silence [`paused`](Self::paused) is to be called; `None` while nothing waits.
+    /// After how much silence [`paused`](Self::paused) is to be called; `None` where silence changes nothing.
     pub(crate) fn pause(&self) -> Option<Duration> {
-        if self.hold.is_empty() {
-            None
-        } else if !self.lines_out && self.hold.whole_lines() > 0 {
-            Some(LINE_PAUSE)
-        } else {
-            Some(PAUSE)
-        }
+        (self.hold.whole_lines() > 0).then_some(LINE_PAUSE)
     }
 
     /// Bytes that go out since nothing has come for the time that [`pause`](Self::pause) said.
     pub(crate) fn paused(&mut self) -> Bytes {
-        let patterns = self.secrets.patterns();
         let lines = self.hold.whole_lines();
-        if !self.lines_out && lines > 0 {
-            self.lines_out = true;
-            self.hold.release(&patterns, lines)
-        } else {
-            self.hold.release_all(&patterns)
-        }
+        self.hold.release(&self.secrets.patterns(), lines)
     }
 
     /// Trailers, scrubbed.

@@ -36,6 +36,8 @@ enum Kind {
     Envelope,
     /// AWS: the length of the whole event in its first four bytes.
     Event,
+    /// Kubernetes' watches: a length of four bytes.
+    Length,
 }
 
 impl Framing {
@@ -65,6 +67,9 @@ impl Framing {
             text if text.starts_with("application/grpc-web-text") => Self::Unknown,
             text if text.starts_with("application/grpc") || text.starts_with("application/connect+") => {
                 Self::messages(Kind::Envelope)
+            }
+            "application/vnd.kubernetes.protobuf" if content_type.contains("stream=watch") => {
+                Self::messages(Kind::Length)
             }
             _ => Self::Unknown,
         }
@@ -101,7 +106,7 @@ impl Messages {
     fn push(&mut self, chunk: &[u8]) -> Option<usize> {
         let head_bytes = match self.kind {
             Kind::Envelope => ENVELOPE_BYTES,
-            Kind::Event => 4,
+            Kind::Event | Kind::Length => 4,
         };
         let (mut at, mut settled) = (0, 0);
         while at < chunk.len() {
@@ -119,7 +124,10 @@ impl Messages {
                 self.head_filled = 0;
                 let [a, b, c, d, e] = self.head;
                 let length = match self.kind {
+                    // Compressed or not, end of a Connect stream, trailers of gRPC-Web.
+                    Kind::Envelope if !matches!(a, 0..=2 | 0x80) => return None,
                     Kind::Envelope => u32::from_be_bytes([b, c, d, e]),
+                    Kind::Length => u32::from_be_bytes([a, b, c, d]),
                     Kind::Event => u32::from_be_bytes([a, b, c, d])
                         .checked_sub(4)
                         .filter(|rest| *rest >= MIN_EVENT_BYTES - 4)?,
@@ -153,12 +161,20 @@ mod tests {
         assert!(matches!(of("application/grpc+proto"), Framing::Messages(_)));
         assert!(matches!(of("application/connect+json"), Framing::Messages(_)));
         assert_eq!(of("application/grpc-web-text+proto"), Framing::Unknown);
+        assert!(matches!(
+            of("application/vnd.kubernetes.protobuf;stream=watch"),
+            Framing::Messages(_)
+        ));
+        assert_eq!(of("application/vnd.kubernetes.protobuf"), Framing::Unknown);
         assert_eq!(of("application/json"), Framing::Unknown);
         assert_eq!(Framing::of(&HeaderMap::new()), Framing::Unknown);
     }
 
     #[test]
-    fn an_event_of_impossible_length_ends_the_belief_in_events() {
+    fn impossible_beginnings_end_the_belief_in_messages() {
+        let mut framing = of("application/grpc");
+        assert_eq!(framing.settled(b"host: api.test"), 0);
+        assert_eq!(framing, Framing::Unknown);
         let mut framing = of("application/vnd.amazon.eventstream");
         assert_eq!(framing.settled(&[0, 0, 0, 3, 1, 1, 1, 1]), 0);
         assert_eq!(framing, Framing::Unknown);

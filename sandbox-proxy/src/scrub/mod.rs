@@ -17,9 +17,13 @@
 //!   borders that the format defines: the end of a line where the content is lines (SSE, NDJSON), of a
 //!   message where it is framed (gRPC, Connect, AWS event streams). Such borders are found by their own bytes;
 //!   no secret that can be sent holds a line break. See `framing`.
-//! - Other streams are settled up to their last line once nothing has come for [`LINE_PAUSE`], and wholly after
-//!   [`PAUSE`]. A stream of unknown format that stalls in the middle of a message arrives late. A host that
-//!   itself pauses that long in the middle of a secret gives it away in two parts.
+//! - Other streams are settled up to their last line once nothing has come for [`LINE_PAUSE`]. What an encoder broke
+//!   into lines is found across them if the lines come without such a pause.
+//! - Nothing else goes out because of time. A guest can stop a stream where it likes: by reading nothing of other
+//!   streams on the same HTTP/2 connection it uses up the window that they share. Were a tail given out after
+//!   some silence, however long, a secret could be stopped in its middle and fetched in two parts. The price: a
+//!   stream of no known format that falls silent within a line keeps its last few hundred bytes until it goes on or
+//!   ends.
 //!
 //! Replacing takes place byte for byte, so lengths that were announced stay true, and only a whole secret is ever
 //! replaced: header values, which come whole, tell a guesser nothing either.
@@ -44,6 +48,3 @@ const FILLER: u8 = b'*';
 /// How long a stream must be silent before its last whole line no longer waits: longer than the gaps inside what a
 /// server sends at once, shorter than what a person notices.
 const LINE_PAUSE: Duration = Duration::from_millis(50);
-/// How long a stream must be silent before nothing waits: longer than the gaps that a guest can bring about by
-/// reading slowly, which are a few round trips to upstream.
-const PAUSE: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use super::patterns::Patterns;
 
 /// How many values of one service are recognised: after a rotation, a host may still know the one before. Bounds
 /// the memory of a source that gives a new value each time.
-const REMEMBERED: usize = 4;
+const REMEMBERED: usize = 8;
 
 /// The secrets that a sandbox's requests went out with, whatever their service: a host that knows one may tell it in
 /// answer to any request, on another port or a stream that was open before.

@@ -62,20 +62,25 @@ async fn events_and_messages_arrive_before_the_stream_goes_on() {
 }
 
 #[tokio::test]
-async fn stream_of_no_known_format_is_not_held_up_for_ever() {
+async fn stream_that_a_guest_stops_in_the_middle_of_the_secret_gives_none_of_it() {
+    // What a server sends stops within the secret for as long as a guest likes: its other streams on the same
+    // connection hold the window. Here the server itself stops.
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
-    let (first, rest) = drip(
-        &running,
-        &upstream,
-        "application/x-own",
-        b"a piece without an end",
-    )
-    .await;
-    assert_eq!(
-        (&first[..], &rest[..]),
-        (&b"a piece without an end"[..], &b""[..])
-    );
+    let at = upstream.at("api.test");
+    let mut client = running.h1(&at).await;
+    let request = Request::get("/stop")
+        .header("host", &at)
+        .body(Full::default())
+        .unwrap();
+    let mut body = client.send_request(request).await.unwrap().into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "the key:\n");
+    let silence = tokio::time::timeout(std::time::Duration::from_millis(500), body.frame()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    upstream.go_on.notify_one();
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert_eq!(rest, "*".repeat(SECRET.len()));
 }
 
 #[tokio::test]

@@ -247,6 +247,13 @@ async fn missing_credential_is_named_at_launch() {
     let response = running.get(&at, "/").await;
     assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
     assert!(upstream.seen().is_empty());
+    let told = format!("{:?} {}", response.headers(), text(&response));
+    assert!(
+        told.contains("service api") && !told.contains("SANDBOX_TEST_NOT_SET"),
+        "{told}"
+    );
+    let event = running.events.wait(|event| event.status == Some(502)).await;
+    assert!(event.outcome.contains("SANDBOX_TEST_NOT_SET"), "{event:?}");
     let fine = Running::managed(&upstream).await;
     fine.proxy.check_credentials().await.unwrap();
 }

@@ -284,6 +284,19 @@ async fn handle(
             }
             answer
         }
+        // Stops in the middle of the key until the test lets it go on.
+        "/stop" => {
+            let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let (first, second) = key.split_at(key.len() / 2);
+                let first = format!("the key:\n{first}");
+                let _ = sender.send(Ok(Frame::data(Bytes::from(first)))).await;
+                go_on.notified().await;
+                let _ = sender.send(Ok(Frame::data(Bytes::from(second.to_owned())))).await;
+            });
+            let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+            Response::new(BodyExt::boxed(stream))
+        }
         "/coded-messages" => {
             let mut answer = full(key);
             let gzip = HeaderValue::from_static("gzip");
