@@ -5,7 +5,8 @@ mod kick;
 mod registers;
 mod vcpu;
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
@@ -111,9 +112,8 @@ impl Vm for KvmVm {
     }
 
     fn wire_doorbell(&self, at: u64, value: u32, bell: &Doorbell) -> Result<bool, HypervisorError> {
-        let event = same_event(bell.as_fd())?;
         self.vm
-            .register_ioevent(&event, &IoEventAddress::Mmio(at), value)
+            .register_ioevent(&as_event(bell), &IoEventAddress::Mmio(at), value)
             .map_err(failed("wire a doorbell"))?;
         Ok(true)
     }
@@ -123,9 +123,8 @@ impl Vm for KvmVm {
             call: "make an event",
             cause,
         })?;
-        let event = same_event(bell.as_fd())?;
         self.vm
-            .register_irqfd(&event, number)
+            .register_irqfd(&as_event(&bell), number)
             .map_err(failed("wire an interrupt"))?;
         Ok(Arc::new(IrqFd(bell)))
     }
@@ -164,12 +163,9 @@ fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HypervisorError {
     }
 }
 
-/// The same event as the `kvm-ioctls` crate wants it. KVM keeps its own hold on the event, so this may be closed.
-fn same_event(fd: BorrowedFd<'_>) -> Result<EventFd, HypervisorError> {
-    let copy = fd.try_clone_to_owned().map_err(|cause| HypervisorError::Call {
-        call: "duplicate an event",
-        cause,
-    })?;
-    // SAFETY: the copy is owned, and given away here.
-    Ok(unsafe { EventFd::from_raw_fd(copy.into_raw_fd()) })
+/// The same event as the `kvm-ioctls` crate wants it, for one call. KVM keeps its own hold on the event.
+fn as_event(bell: &Doorbell) -> ManuallyDrop<EventFd> {
+    // SAFETY: the descriptor stays the doorbell's: never dropped, this does not close it, and it is used only while
+    // the doorbell is borrowed by the caller.
+    ManuallyDrop::new(unsafe { EventFd::from_raw_fd(bell.as_fd().as_raw_fd()) })
 }
