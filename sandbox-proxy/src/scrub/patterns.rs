@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use aho_corasick::{AhoCorasick, Input, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue};
 use zeroize::Zeroizing;
@@ -27,6 +27,8 @@ impl Patterns {
     pub(crate) fn new<'a>(secrets: impl Iterator<Item = &'a str>) -> Self {
         let forms: Vec<_> = secrets.flat_map(forms::all).collect();
         let search = AhoCorasick::builder()
+            // As fast here as what it would choose, a tenth of the time to build, and 70 KiB instead of 2 MiB.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
             .match_kind(MatchKind::LeftmostLongest)
             .build(forms.iter().map(|form| form.as_slice()))
             .ok();

@@ -1,0 +1,347 @@
+//! An upstream that tells what it saw, and answers by path in the ways that tests want.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::{LOCAL, SECRET};
+
+/// A request as upstream saw it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub version: Version,
+    pub target: String,
+    pub headers: HeaderMap,
+    pub trailers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// A server with a certificate for `api.test` and `other.test`.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub ca_pem: String,
+    pub connections: Arc<Mutex<usize>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    /// Lets `/slow` go on.
+    pub go_on: Arc<tokio::sync::Notify>,
+    /// What `/files/` serves, to those who show the secret as Basic password.
+    pub files: Arc<Mutex<std::path::PathBuf>>,
+}
+
+impl Upstream {
+    pub async fn tls(protocols: &[&str]) -> Self {
+        Self::start(Some(protocols), SocketAddr::new(LOCAL, 0))
+            .await
+            .unwrap()
+    }
+
+    pub async fn plain() -> Self {
+        Self::start(None, SocketAddr::new(LOCAL, 0)).await.unwrap()
+    }
+
+    pub async fn start(protocols: Option<&[&str]>, address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let (ca_pem, config) = certificates(protocols.unwrap_or(&[]));
+        let upstream = Self {
+            address: listener.local_addr()?,
+            ca_pem,
+            connections: Arc::default(),
+            seen: Arc::default(),
+            go_on: Arc::default(),
+            files: Arc::default(),
+        };
+        let (seen, connections) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.connections));
+        let (go_on, files) = (Arc::clone(&upstream.go_on), Arc::clone(&upstream.files));
+        let acceptor = protocols.map(|_| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                *connections.lock().unwrap() += 1;
+                let (seen, go_on, acceptor) = (Arc::clone(&seen), Arc::clone(&go_on), acceptor.clone());
+                let files = files.lock().unwrap().clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        handle(request, Arc::clone(&seen), Arc::clone(&go_on), files.clone())
+                    });
+                    let Some(acceptor) = acceptor else {
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .with_upgrades()
+                            .await;
+                        return;
+                    };
+                    let Ok(stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
+                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    } else {
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .with_upgrades()
+                            .await;
+                    }
+                });
+            }
+        });
+        Ok(upstream)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// `name:port` of this server.
+    pub fn at(&self, name: &str) -> String {
+        format!("{name}:{}", self.port())
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn last(&self) -> Seen {
+        self.seen().pop().expect("upstream saw no request")
+    }
+
+    pub fn connections(&self) -> usize {
+        *self.connections.lock().unwrap()
+    }
+}
+
+fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name.push(DnType::CommonName, "test root");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["api.test".to_owned(), "other.test".to_owned()];
+    let leaf = CertificateParams::new(names)
+        .unwrap()
+        .signed_by(&key, &ca)
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+    (ca.pem(), config)
+}
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+fn full(text: impl Into<Bytes>) -> Answer {
+    Response::new(Full::new(text.into()).boxed())
+}
+
+fn chunks(frames: Vec<Frame<Bytes>>) -> Answer {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        for frame in frames {
+            if sender.send(Ok(frame)).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+    Response::new(BodyExt::boxed(stream))
+}
+
+/// A body from a function that gives frames.
+struct Frames<F>(F);
+
+impl<F> http_body::Body for Frames<F>
+where
+    F: Future<Output = Option<Result<Frame<Bytes>, Infallible>>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        std::pin::Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+async fn handle(
+    mut request: Request<Incoming>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    go_on: Arc<tokio::sync::Notify>,
+    files: std::path::PathBuf,
+) -> Result<Answer, Infallible> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (parts, body) = request.into_parts();
+    let (trailers, body) = match body.collect().await {
+        Ok(body) => (body.trailers().cloned().unwrap_or_default(), body.to_bytes()),
+        Err(_) => return Ok(full("broken")),
+    };
+    seen.lock().unwrap().push(Seen {
+        version: parts.version,
+        target: parts.uri.to_string(),
+        headers: parts.headers.clone(),
+        trailers,
+        body: body.clone(),
+    });
+    let key = ["x-api-key", "authorization"]
+        .iter()
+        .find_map(|name| parts.headers.get(*name))
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("none")
+        .to_owned();
+    let data = |text: &[u8]| Frame::data(Bytes::copy_from_slice(text));
+    Ok(match parts.uri.path() {
+        "/echo" => {
+            let mut text = String::new();
+            for (name, value) in &parts.headers {
+                text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+            }
+            full([text.as_bytes(), &body].concat())
+        }
+        "/body" => full(body),
+        "/split" => chunks(key.as_bytes().chunks(3).map(data).collect()),
+        "/base64" => full(BASE64_STANDARD.encode(format!("user:{key}!"))),
+        "/percent" => full(key.bytes().map(|b| format!("%{b:02X}")).collect::<String>()),
+        "/hex" => full(key.bytes().map(|b| format!("{b:02x}")).collect::<String>()),
+        "/redirect" => {
+            let mut answer = full("");
+            *answer.status_mut() = StatusCode::FOUND;
+            let location = format!("https://elsewhere.test/?k={key}");
+            answer.headers_mut().insert("location", location.parse().unwrap());
+            answer
+        }
+        "/coded" => {
+            let mut answer = full(key);
+            answer
+                .headers_mut()
+                .insert("content-encoding", HeaderValue::from_static("gzip"));
+            answer
+        }
+        "/trailers" => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-end", HeaderValue::from_str(&format!("was {key}")).unwrap());
+            let mut answer = chunks(vec![data(b"hello"), Frame::trailers(trailers)]);
+            answer
+                .headers_mut()
+                .insert("trailer", HeaderValue::from_static("x-end"));
+            answer
+        }
+        "/slow" => {
+            let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let _ = sender
+                    .send(Ok(Frame::data(Bytes::from_static(b"data: one\n\n"))))
+                    .await;
+                go_on.notified().await;
+                let _ = sender
+                    .send(Ok(Frame::data(Bytes::from_static(b"data: two\n\n"))))
+                    .await;
+            });
+            let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+            Response::new(BodyExt::boxed(stream))
+        }
+        // What was sent comes back, and then nothing until the test lets it end.
+        "/drip" => {
+            let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let _ = sender.send(Ok(Frame::data(body))).await;
+                go_on.notified().await;
+            });
+            let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+            let mut answer = Response::new(BodyExt::boxed(stream));
+            if let Some(kind) = parts.headers.get("x-type") {
+                answer.headers_mut().insert("content-type", kind.clone());
+            }
+            answer
+        }
+        // Stops in the middle of the key until the test lets it go on.
+        "/stop" => {
+            let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let (first, second) = key.split_at(key.len() / 2);
+                let first = format!("the key:\n{first}");
+                let _ = sender.send(Ok(Frame::data(Bytes::from(first)))).await;
+                go_on.notified().await;
+                let _ = sender.send(Ok(Frame::data(Bytes::from(second.to_owned())))).await;
+            });
+            let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
+            Response::new(BodyExt::boxed(stream))
+        }
+        "/coded-messages" => {
+            let mut answer = full(key);
+            let gzip = HeaderValue::from_static("gzip");
+            answer.headers_mut().insert("grpc-encoding", gzip);
+            answer
+        }
+        "/ws" => {
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.unwrap());
+                // One text message in two frames, the border within the key; then what comes is sent back.
+                let text = format!("key {key};");
+                let (first, second) = text.split_at(9);
+                let greeting = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
+                stream.write_all(&greeting).await.unwrap();
+                let mut chunk = [0; 1024];
+                while let Ok(count @ 1..) = stream.read(&mut chunk).await {
+                    if stream.write_all(&frame(0x82, &chunk[..count])).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut answer = full("");
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            answer
+                .headers_mut()
+                .insert("connection", HeaderValue::from_static("upgrade"));
+            answer
+                .headers_mut()
+                .insert("upgrade", HeaderValue::from_static("websocket"));
+            answer
+        }
+        path if path.starts_with("/files/") => {
+            let pair = BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"));
+            let file = std::fs::read(files.join(&path["/files/".len()..]));
+            let (status, content) = match file {
+                _ if key != format!("Basic {pair}") => (StatusCode::UNAUTHORIZED, Vec::new()),
+                Ok(content) => (StatusCode::OK, content),
+                Err(_) => (StatusCode::NOT_FOUND, Vec::new()),
+            };
+            let mut answer = full(content);
+            *answer.status_mut() = status;
+            answer
+        }
+        _ => full("ok"),
+    })
+}
+
+/// A short WebSocket frame as servers send it (RFC 6455 §5.2).
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, u8::try_from(payload.len()).unwrap()];
+    assert!(payload.len() < 126);
+    frame.extend_from_slice(payload);
+    frame
+}
