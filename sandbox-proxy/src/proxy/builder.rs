@@ -179,7 +179,7 @@ impl ProxyBuilder {
         let cap = self.max_connections.unwrap_or_else(Ledger::default_cap);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         Ok(Proxy::new(Inner {
-            ca: Ca::new(&self.sandbox, Arc::clone(&provider))?,
+            ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
             sandbox: self.sandbox,
             policy: RwLock::new(self.policy),
             approver: self.approver,

@@ -182,9 +182,13 @@ impl Proxy {
         &self.inner.ca
     }
 
-    /// The authority's certificate as PEM, for the guest's trust stores.
-    pub fn ca_pem(&self) -> String {
-        self.inner.ca.pem()
+    /// The authority's certificate as PEM, for the guest's trust stores. Its keys are made when it is first asked
+    /// for, which takes up to tens of milliseconds of computing: not on a thread that others wait for.
+    ///
+    /// # Errors
+    /// [`ProxyError::Ca`]: keys or certificate could not be made.
+    pub fn ca_pem(&self) -> Result<String, ProxyError> {
+        Ok(self.inner.ca.pem()?)
     }
 
     /// Environment variables for the guest, with placeholders that make tools start.

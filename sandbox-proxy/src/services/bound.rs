@@ -6,16 +6,22 @@ use http::request::Parts;
 use sandbox_core::SandboxId;
 use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource};
 use sandbox_core::host::Host;
+use tokio::sync::Semaphore;
 
 use super::inject::{self, InjectError};
 use super::{Endpoint, Service};
 use crate::scrub::Secrets;
+
+/// Requests of one sandbox for which a service's source is asked at a time; others wait. Protects what a source takes of
+/// the host (descriptors, threads, connections to a token server) from a guest that makes many requests.
+const MAX_FETCHES: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) service: Service,
     pub(crate) source: Arc<dyn CredentialSource>,
     name: Arc<str>,
+    fetches: Semaphore,
 }
 
 /// Whose credential a request goes out with.
@@ -42,6 +48,7 @@ impl Bound {
             name: service.name().into(),
             service,
             source,
+            fetches: Semaphore::new(MAX_FETCHES),
         }
     }
 
@@ -79,6 +86,8 @@ impl Bound {
             service: self.service.name(),
             target,
         };
+        // Never closed, so never an error.
+        let _turn = self.fetches.acquire().await.ok();
         self.source.fetch(&request).await.map(|issued| issued.credential)
     }
 }

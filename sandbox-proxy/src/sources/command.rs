@@ -2,16 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use tokio::io::AsyncReadExt;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use super::shared::Shared;
 use super::{MAX_SECRET_BYTES, issue};
 
 /// Protects requests from a helper that hangs, for instance on a password prompt.
@@ -28,24 +27,7 @@ pub struct Command {
     program: OsString,
     arguments: Vec<OsString>,
     lifetime: Duration,
-    /// Held while the command runs.
-    last: Mutex<Option<Run>>,
-}
-
-/// How the command ran last.
-#[derive(Debug)]
-struct Run {
-    started: Instant,
-    ended: Instant,
-    result: Result<Issued, Failure>,
-}
-
-/// An error that several requests get.
-#[derive(Debug, Clone)]
-enum Failure {
-    NotFound,
-    Malformed(&'static str),
-    Failed(Arc<dyn std::error::Error + Send + Sync>),
+    shared: Shared,
 }
 
 /// How a command failed. Its output is never repeated: it may hold the secret.
@@ -64,7 +46,7 @@ impl Command {
             program: program.as_ref().to_owned(),
             arguments: Vec::new(),
             lifetime: Duration::ZERO,
-            last: Mutex::default(),
+            shared: Shared::default(),
         }
     }
 
@@ -122,59 +104,19 @@ impl CredentialSource for Command {
     }
 
     async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-        let asked = Instant::now();
-        let mut last = self.last.lock().await;
-        let run = last.take_if(|run| {
-            let is_kept = run.result.is_ok() && run.ended.elapsed() < self.lifetime;
-            // What another request ran while this one waited is as fresh as a run of its own.
-            is_kept || run.started >= asked
-        });
-        let run = match run {
-            Some(run) => run,
-            None => {
-                let started = Instant::now();
-                let result = timeout(RUN_LIMIT, self.run())
-                    .await
-                    .unwrap_or_else(|_| Err(self.failed(CommandFailed::TooSlow)));
-                Run {
-                    started,
-                    ended: Instant::now(),
-                    result: result.map_err(Failure::from),
-                }
-            }
+        let run = async {
+            timeout(RUN_LIMIT, self.run())
+                .await
+                .unwrap_or_else(|_| Err(self.failed(CommandFailed::TooSlow)))
         };
-        let result = run.result.clone();
-        *last = Some(run);
-        result.map_err(|failure| failure.of(self.describe()))
-    }
-}
-
-impl From<CredentialError> for Failure {
-    fn from(error: CredentialError) -> Self {
-        match error {
-            CredentialError::NotFound { .. } => Self::NotFound,
-            CredentialError::Malformed { why, .. } => Self::Malformed(why),
-            CredentialError::Failed { cause, .. } => Self::Failed(cause.into()),
-        }
-    }
-}
-
-impl Failure {
-    fn of(self, source_name: String) -> CredentialError {
-        match self {
-            Self::NotFound => CredentialError::NotFound { source_name },
-            Self::Malformed(why) => CredentialError::Malformed { source_name, why },
-            Self::Failed(cause) => CredentialError::Failed {
-                source_name,
-                cause: Box::new(cause),
-            },
-        }
+        self.shared.fetch(self.lifetime, run, || self.describe()).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use sandbox_core::credential::{Credential, ExposeSecret};
 

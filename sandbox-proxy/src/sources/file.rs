@@ -2,33 +2,34 @@
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use zeroize::Zeroizing;
 
+use super::shared::Shared;
 use super::{MAX_SECRET_BYTES, issue};
 
-/// A file of the host that holds one line, read for each request.
+/// A file of the host that holds one line, read for each request. Requests that wait at the same time share a read
+/// that began after they came: a guest that makes many takes one descriptor of the host.
 #[derive(Debug, Clone)]
 pub struct File {
     path: PathBuf,
+    shared: Arc<Shared>,
 }
 
 impl File {
     /// The file at this path.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
-    }
-}
-
-#[async_trait]
-impl CredentialSource for File {
-    fn describe(&self) -> String {
-        format!("file {}", self.path.display())
+        Self {
+            path: path.into(),
+            shared: Arc::default(),
+        }
     }
 
-    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+    async fn read(&self) -> Result<Issued, CredentialError> {
         let path = self.path.clone();
         let read = move || {
             // Room for one byte more than is taken, so that nothing is left behind by growing.
@@ -58,5 +59,18 @@ impl CredentialSource for File {
             }
         };
         issue(self.describe(), text)
+    }
+}
+
+#[async_trait]
+impl CredentialSource for File {
+    fn describe(&self) -> String {
+        format!("file {}", self.path.display())
+    }
+
+    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        self.shared
+            .fetch(Duration::ZERO, self.read(), || self.describe())
+            .await
     }
 }

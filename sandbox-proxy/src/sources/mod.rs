@@ -4,6 +4,7 @@ mod command;
 mod env;
 mod file;
 mod fixed;
+mod shared;
 
 pub use command::Command;
 pub use env::Env;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{
@@ -30,13 +30,23 @@ const MAX_LEAVES: usize = 128;
 const TICKETS: usize = 1;
 
 /// A certificate authority in memory. The guest trusts it; nobody else should.
+///
+/// Its keys are made when they are first asked for: a process's first ones take tens of milliseconds, in which the
+/// random number generator is seeded, and a launch has other things to wait for meanwhile.
 pub struct Ca {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    sandbox: SandboxId,
     provider: Arc<CryptoProvider>,
-    /// One key for all leaves: whoever could take one could take all.
-    leaf_key: KeyPair,
-    ticketer: Arc<dyn rustls::server::ProducesTickets>,
+    keys: OnceLock<Keys>,
+    /// Held by whoever makes the keys, so that others wait and do not make some too.
+    making: Mutex<()>,
     leaves: Mutex<VecDeque<Leaf>>,
+}
+
+struct Keys {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// One key for all leaves: whoever could take one could take all.
+    leaf: KeyPair,
+    ticketer: Arc<dyn rustls::server::ProducesTickets>,
 }
 
 /// Server configurations of one host; they differ in the protocol that the server likes better.
@@ -59,30 +69,42 @@ pub enum CaError {
 }
 
 impl Ca {
-    pub(crate) fn new(sandbox: &SandboxId, provider: Arc<CryptoProvider>) -> Result<Self, CaError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named(format!("sandbox {sandbox} (in-memory authority)"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = validity(CA_LIFETIME);
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        Ok(Self {
-            issuer: CertifiedIssuer::self_signed(params, key)?,
-            leaf_key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
-            ticketer: Ticketer::new()?,
+    pub(crate) fn new(sandbox: SandboxId, provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            sandbox,
             provider,
+            keys: OnceLock::new(),
+            making: Mutex::default(),
             leaves: Mutex::default(),
-        })
+        }
     }
 
     /// The authority's certificate (not its key) as PEM, for the guest's trust stores.
-    pub fn pem(&self) -> String {
-        self.issuer.pem()
+    ///
+    /// # Errors
+    /// The keys could not be made; they are tried anew when asked for again.
+    pub fn pem(&self) -> Result<String, CaError> {
+        Ok(self.keys()?.issuer.pem())
     }
 
     /// The authority's certificate as DER.
-    pub fn der(&self) -> &[u8] {
-        self.issuer.der()
+    ///
+    /// # Errors
+    /// As [`Ca::pem`].
+    pub fn der(&self) -> Result<&[u8], CaError> {
+        Ok(self.keys()?.issuer.der())
+    }
+
+    fn keys(&self) -> Result<&Keys, CaError> {
+        if let Some(keys) = self.keys.get() {
+            return Ok(keys);
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = self.keys.get() {
+            return Ok(keys);
+        }
+        let made = Keys::new(&self.sandbox)?;
+        Ok(self.keys.get_or_init(|| made))
     }
 
     /// What a server for `host` answers with. Minted on first use.
@@ -109,6 +131,7 @@ impl Ca {
     }
 
     fn mint(&self, host: &Host) -> Result<Leaf, CaError> {
+        let keys = self.keys()?;
         let mut params = CertificateParams::default();
         // Names can be longer than a common name may be; clients read the alternative name.
         params.distinguished_name = named("intercepted by sandbox".to_owned());
@@ -120,32 +143,49 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = validity(LEAF_LIFETIME);
-        let certificate = params.signed_by(&self.leaf_key, &self.issuer)?;
-        let chain = vec![certificate.der().clone(), self.issuer.der().clone()];
+        let certificate = params.signed_by(&keys.leaf, &keys.issuer)?;
+        let chain = vec![certificate.der().clone(), keys.issuer.der().clone()];
         Ok(Leaf {
             host: host.clone(),
             minted: Instant::now(),
-            prefers_h1: self.configure(chain.clone(), [b"http/1.1", b"h2"])?,
-            prefers_h2: self.configure(chain, [b"h2", b"http/1.1"])?,
+            prefers_h1: self.configure(keys, chain.clone(), [b"http/1.1", b"h2"])?,
+            prefers_h2: self.configure(keys, chain, [b"h2", b"http/1.1"])?,
         })
     }
 
     fn configure(
         &self,
+        keys: &Keys,
         chain: Vec<CertificateDer<'static>>,
         protocols: [&[u8]; 2],
     ) -> Result<Arc<ServerConfig>, CaError> {
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(keys.leaf.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
         config.alpn_protocols = protocols.map(<[u8]>::to_vec).into();
-        config.ticketer = Arc::clone(&self.ticketer);
+        config.ticketer = Arc::clone(&keys.ticketer);
         config.send_tls13_tickets = TICKETS;
         // Early data can be replayed.
         config.max_early_data_size = 0;
         Ok(Arc::new(config))
+    }
+}
+
+impl Keys {
+    fn new(sandbox: &SandboxId) -> Result<Self, CaError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(format!("sandbox {sandbox} (in-memory authority)"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params.not_before, params.not_after) = validity(CA_LIFETIME);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Ok(Self {
+            issuer: CertifiedIssuer::self_signed(params, key)?,
+            leaf: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
+            ticketer: Ticketer::new()?,
+        })
     }
 }
 

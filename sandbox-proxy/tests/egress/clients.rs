@@ -15,7 +15,7 @@ async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Out
     let proxy = format!("http://{}", running.address);
     let directory = tempfile::tempdir().unwrap();
     let ca = directory.path().join("ca.pem");
-    std::fs::write(&ca, running.proxy.ca_pem()).unwrap();
+    std::fs::write(&ca, running.proxy.ca_pem().unwrap()).unwrap();
     let output = Command::new(program)
         .args(arguments)
         .env_clear()
@@ -127,7 +127,7 @@ async fn openssl_sees_a_chain_that_it_can_verify() {
     let running = Running::managed(&upstream).await;
     let directory = tempfile::tempdir().unwrap();
     let ca = directory.path().join("ca.pem");
-    std::fs::write(&ca, running.proxy.ca_pem()).unwrap();
+    std::fs::write(&ca, running.proxy.ca_pem().unwrap()).unwrap();
     let at = upstream.at("api.test");
     let (proxy, ca) = (running.address.to_string(), ca.to_string_lossy().into_owned());
     let arguments = [

@@ -202,14 +202,21 @@ async fn certificate_names_the_host_and_differs_by_sandbox() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let one = Running::managed(&upstream).await;
     let two = Running::managed(&upstream).await;
-    assert_ne!(one.proxy.ca_pem(), two.proxy.ca_pem());
+    assert_ne!(one.proxy.ca_pem().unwrap(), two.proxy.ca_pem().unwrap());
     let tunnel = one.connect(&upstream.at("api.test")).await.unwrap();
     assert!(
-        tls(tunnel, &two.proxy.ca_pem(), "api.test", &[]).await.is_err(),
+        tls(tunnel, &two.proxy.ca_pem().unwrap(), "api.test", &[])
+            .await
+            .is_err(),
         "not each other's authority"
     );
-    assert!(one.proxy.ca_pem().starts_with("-----BEGIN CERTIFICATE-----"));
-    assert!(!one.proxy.ca_pem().contains("PRIVATE"));
+    assert!(
+        one.proxy
+            .ca_pem()
+            .unwrap()
+            .starts_with("-----BEGIN CERTIFICATE-----")
+    );
+    assert!(!one.proxy.ca_pem().unwrap().contains("PRIVATE"));
 }
 
 #[tokio::test]

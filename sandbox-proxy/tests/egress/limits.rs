@@ -1,12 +1,16 @@
 //! One guest's hunger is its own: what is bounded, how it is told, and that others go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use sandbox_core::audit::AuditDecision;
-use sandbox_proxy::{Proxy, Rules};
+use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
+use sandbox_proxy::{Proxy, Rules, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
@@ -138,6 +142,53 @@ async fn http2_connections_over_the_limit_are_offered_the_older_version() {
     drop(open);
 }
 
+/// Takes its time, and notes how often it was asked at once.
+#[derive(Debug, Default)]
+struct Busy {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+#[async_trait]
+impl CredentialSource for Busy {
+    fn describe(&self) -> String {
+        "busy".to_owned()
+    }
+
+    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        let now = self.now.fetch_add(1, Relaxed) + 1;
+        self.most.fetch_max(now, Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.now.fetch_sub(1, Relaxed);
+        Ok(Issued::token(SECRET.to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn source_is_asked_for_few_requests_at_a_time() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let at = upstream.at("api.test");
+    let source = Arc::<Busy>::default();
+    let running = Running::start(|builder| {
+        allowed(builder, &upstream).credential(Service::custom("api").bearer(&at), source.clone())
+    })
+    .await;
+    let client = running.h2(&at).await;
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let mut client = client.clone();
+        let request = Request::get(format!("https://{at}/"))
+            .body(Full::default())
+            .unwrap();
+        requests.spawn(async move { send2(&mut client, request).await.status() });
+    }
+    while let Some(status) = requests.join_next().await {
+        assert_eq!(status.unwrap(), StatusCode::OK);
+    }
+    let most = source.most.load(Relaxed);
+    assert!((2..=16).contains(&most), "{most}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn denials_over_and_over_are_told_at_once_and_then_counted() {
     let events = Arc::<Events>::default();
@@ -156,7 +207,7 @@ async fn denials_over_and_over_are_told_at_once_and_then_counted() {
         serving.await.unwrap();
         assert_eq!(events.all().len(), 1, "after {attempt}");
     }
-    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
     let told = events.all();
     let attempts: Vec<_> = told
         .iter()

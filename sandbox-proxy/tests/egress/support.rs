@@ -113,7 +113,7 @@ impl Running {
     /// A tunnel to the target with TLS inside, as a client that trusts the sandbox's authority.
     pub async fn tls(&self, target: &str, name: &str, protocols: &[&str]) -> std::io::Result<Tls> {
         let stream = self.connect(target).await.expect("the tunnel is refused");
-        tls(stream, &self.proxy.ca_pem(), name, protocols).await
+        tls(stream, &self.proxy.ca_pem().unwrap(), name, protocols).await
     }
 
     /// One HTTP/1.1 request inside an intercepted tunnel.
