@@ -117,7 +117,10 @@ async fn proxy(api: &StandIn, intercept: bool) -> (SocketAddr, String) {
     }
     let proxy = builder.build().unwrap_or_else(|e| panic!("{e}"));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let (address, authority) = (listener.local_addr().expect("an address"), proxy.ca_pem());
+    let (address, authority) = (
+        listener.local_addr().expect("an address"),
+        proxy.ca_pem().expect("an authority"),
+    );
     tokio::spawn(async move { proxy.listen(listener).await });
     (address, authority)
 }

@@ -13,9 +13,9 @@ use sandbox_core::id::SandboxId;
 use sandbox_core::size::{CpuCount, MemorySize};
 use sandbox_core::stream::BoxStream;
 use sandbox_protocol::control::{self, Call, Configure, EntropySeed, Hello, WallClock};
-use sandbox_proxy::{Proxy, Rules};
+use sandbox_proxy::{Proxy, ProxyError, Rules};
 use tokio::sync::broadcast;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::builder::SandboxBuilder;
 use crate::control::Control;
@@ -33,10 +33,12 @@ const GUEST_USER: &str = "agent";
 pub(crate) async fn launch(said: SandboxBuilder) -> Result<Sandbox, LaunchError> {
     let plan = Plan::resolve(said).await?;
     let limit = plan.start_timeout;
+    let proxy = plan.proxy.clone();
+    let authority = tokio::task::spawn_blocking(move || proxy.ca_pem());
     tracing::debug!(sandbox = %plan.id, phase = "start");
     let machine = plan.backend.start(plan.spec).await?;
     tracing::debug!(sandbox = %plan.id, phase = "machine");
-    let up = bring_up(&machine, plan.configure, plan.agent_build.as_deref());
+    let up = bring_up(&machine, plan.configure, authority, plan.agent_build.as_deref());
     let (control, hello) = match tokio::time::timeout(limit, up).await {
         Ok(result) => result?,
         Err(_) => {
@@ -132,7 +134,8 @@ impl Plan {
             entropy: EntropySeed(random()),
             user: GUEST_USER.into(),
             env: env.map(|(name, value)| (name.into(), value.into())).collect(),
-            ca_pem: Some(proxy.ca_pem()),
+            // Made while the machine boots.
+            ca_pem: None,
             proxy: true,
             exports: exports
                 .iter()
@@ -185,6 +188,7 @@ fn on_wire(index: usize, export: &Export) -> control::Export {
 async fn bring_up(
     machine: &Arc<dyn Machine>,
     mut configure: Configure,
+    authority: JoinHandle<Result<String, ProxyError>>,
     agent_build: Option<&str>,
 ) -> Result<(Control, Hello), LaunchError> {
     let not_up = |why: String| LaunchError::GuestDidNotComeUp {
@@ -211,6 +215,8 @@ async fn bring_up(
         kernel = hello.kernel.escape_debug().to_string(),
         phase = "greeted"
     );
+    let authority = authority.await.map_err(|error| not_up(error.to_string()))?;
+    configure.ca_pem = Some(authority?);
     configure.wall_clock = now();
     let configured = control.call(Call::Configure(Box::new(configure)));
     tokio::select! {
