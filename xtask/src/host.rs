@@ -181,7 +181,7 @@ impl Host {
             ]);
         }
         let mut line = OsString::from(
-            "console=ttyS0 quiet reboot=t panic=-1 root=root rootfstype=9p \
+            "console=ttyS0 quiet reboot=t panic=-1 noreplace-smp root=root rootfstype=9p \
              rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose ro init=",
         );
         line.push(control.join("first.sh"));

@@ -31,11 +31,18 @@ pub(crate) fn boot() -> Result<(), Failed> {
     mounts::enter_root()?;
     mounts::kernel_file_systems()?;
     identity::raise_loopback()?;
+    rest_when_idle();
     let limit = Rlimit {
         current: Some(OPEN_FILES),
         maximum: Some(MAX_OPEN_FILES),
     };
     rustix::process::setrlimit(Resource::Nofile, limit).map_err(Failed::when("raise the limit of open files"))
+}
+
+/// Statistics of memory are summed up now and then, not each second: that alone would wake an idle guest.
+fn rest_when_idle() {
+    // Only a wish: a kernel without the setting does without.
+    let _ = std::fs::write("/proc/sys/vm/stat_interval", b"60");
 }
 
 /// Keeps what an ordinary agent's own parent left open from its commands. The kernel leaves a machine's agent
