@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sandbox_core::audit::{AuditDecision, AuditEvent, AuditSink};
 use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use denials::{Denials, WINDOW};
@@ -62,8 +63,8 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct Lately {
     denials: Denials,
-    /// Whether a task tells what was counted.
-    watched: bool,
+    /// Tells what was counted.
+    teller: Option<JoinHandle<()>>,
 }
 
 impl Hub {
@@ -90,11 +91,10 @@ impl Hub {
             let mut told = lately.denials.due(now);
             told.extend(lately.denials.take(event, now));
             // Without a runtime, what was counted is told with the next denial or at the end.
-            if !lately.watched
+            if lately.teller.as_ref().is_none_or(JoinHandle::is_finished)
                 && let Ok(runtime) = tokio::runtime::Handle::try_current()
             {
-                lately.watched = true;
-                runtime.spawn(tell_counted(Arc::downgrade(self)));
+                lately.teller = Some(runtime.spawn(tell_counted(Arc::downgrade(self))));
             }
             told
         };
@@ -136,8 +136,11 @@ async fn tell_counted(hub: Weak<Hub>) {
         let (due, is_last) = {
             let mut lately = hub.lately();
             let due = lately.denials.due(Instant::now());
-            lately.watched = !lately.denials.is_empty();
-            (due, !lately.watched)
+            let is_last = lately.denials.is_empty();
+            if is_last {
+                lately.teller = None;
+            }
+            (due, is_last)
         };
         for event in due {
             hub.write(event);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::client::conn::{http1, http2};
 use sandbox_core::host::Host;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::RequestBody;
@@ -31,8 +32,8 @@ pub(crate) struct Target {
 struct Waiting {
     h1: Vec<(http1::SendRequest<RequestBody>, Instant)>,
     h2: Option<(http2::SendRequest<RequestBody>, Instant)>,
-    /// Whether a task lets go of what waited too long.
-    swept: bool,
+    /// Lets go of what waited too long.
+    sweeper: Option<JoinHandle<()>>,
 }
 
 /// A connection to send a request on.
@@ -132,9 +133,10 @@ impl Target {
                 }
             }
         }
-        if !waiting.swept && waiting.oldest().is_some() {
-            waiting.swept = true;
-            tokio::spawn(sweep(Arc::downgrade(self)));
+        // One may have ended with the runtime that it was in.
+        let is_swept = waiting.sweeper.as_ref().is_some_and(|task| !task.is_finished());
+        if !is_swept && waiting.oldest().is_some() {
+            waiting.sweeper = Some(tokio::spawn(sweep(Arc::downgrade(self))));
         }
     }
 
@@ -157,7 +159,7 @@ async fn sweep(target: std::sync::Weak<Target>) {
         let mut waiting = target.lock();
         waiting.drop_stale();
         if waiting.oldest().is_none() {
-            waiting.swept = false;
+            waiting.sweeper = None;
             return;
         }
     }
@@ -233,7 +235,7 @@ mod tests {
             tokio::io::AsyncReadExt::read(&mut far, &mut byte),
         );
         assert_eq!(ended.await.unwrap().unwrap(), 0);
-        assert!(!target.lock().swept, "its task has ended, too");
+        assert!(target.lock().sweeper.is_none(), "its task has ended, too");
     }
 
     #[tokio::test(start_paused = true)]
