@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use sandbox::core::audit::AuditDecision;
-use sandbox::{Event, Rules, Sandbox, Service, Size, User, sources};
+use sandbox::{Event, Rules, Sandbox, Service, Size, sources};
 use stand_in::StandIn;
 
 const HOST: &str = "api.example.com";
@@ -94,6 +94,7 @@ async fn main() -> Result<()> {
     run(&sandbox, "curl -sS --fail https://example.org/").await?;
     run(&sandbox, &format!("curl -sS --fail https://{HOST}:22/")).await?;
 
+    sandbox.shutdown().await?;
     heading("The record");
     while let Ok(event) = events.try_recv() {
         let Event::Attempt(attempt) = event else { continue };
@@ -111,8 +112,6 @@ async fn main() -> Result<()> {
             attempt.credential.as_deref().unwrap_or("none"),
         );
     }
-    sandbox.command("sync").user(User::Root).status().await?;
-    sandbox.shutdown().await?;
     println!(
         "\nThe sandbox is gone; nothing of it is left but what it wrote to {}.",
         workspace.display()
