@@ -50,11 +50,11 @@ impl Progress for Terminal {
             if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg}") {
                 bar.set_style(style);
             }
-            bar.set_prefix(format!("building the {what}"));
+            bar.set_prefix(what.to_owned());
             bar.enable_steady_tick(Duration::from_millis(200));
             now.bar = Some(bar);
         } else {
-            eprintln!("building the {what} ...");
+            eprintln!("{what} ...");
         }
     }
 
@@ -80,6 +80,6 @@ impl Progress for Terminal {
         if let Some(bar) = now.bar.take() {
             bar.finish_and_clear();
         }
-        eprintln!("built the {what} in {} s", now.begun.elapsed().as_secs());
+        eprintln!("{what}: done in {} s", now.begun.elapsed().as_secs());
     }
 }

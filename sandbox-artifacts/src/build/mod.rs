@@ -35,7 +35,7 @@ const FULL_BYTES: u64 = 1 << 20;
 
 /// Told what happens while something is built, which takes minutes for a kernel.
 pub trait Progress {
-    /// Work on `what` begins.
+    /// Work begins; `what` reads like "building the guest kernel".
     fn begin(&self, what: &str);
     /// The newest line of output of the program that works; not every line is worth showing.
     fn line(&self, line: &str);
@@ -136,7 +136,7 @@ impl<'a> Builder<'a> {
         if let Ok(Some(stored)) = store::find(&self.cache, kind) {
             return Ok(stored.file(kind));
         }
-        let what = kind.to_string();
+        let what = format!("building the {kind}");
         self.progress.begin(&what);
         let scratch = Scratch::new(&self.cache, kind)?;
         build(&scratch.0).map_err(|error| self.full_disk(kind, error))?;

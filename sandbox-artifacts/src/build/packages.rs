@@ -52,7 +52,7 @@ pub fn ensure_installed(packages: &[&str], progress: &dyn Progress) -> Result<()
     let Ok(mut update) = as_root("apt-get", "installing packages") else {
         return Err(ArtifactError::Packages { command });
     };
-    let what = format!("Debian packages: {list}");
+    let what = format!("installing Debian packages: {list}");
     progress.begin(&what);
     step::run("apt-get update", update.args(["-q", "update"]), progress)?;
     let mut install = as_root("apt-get", "installing packages")?;
