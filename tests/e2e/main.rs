@@ -16,6 +16,7 @@ mod examples;
 mod exec;
 mod faults;
 mod fixture;
+mod identity;
 mod isolation;
 mod memory_search;
 mod network;
