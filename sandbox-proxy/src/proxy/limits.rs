@@ -8,8 +8,8 @@
 //! | what | how much | `n` = 128 | `n` = 1024 |
 //! |---|---|---|---|
 //! | buffers of HTTP/1.1 or of tunnels, both sides and directions | `n` × 4 × 64 KiB | 32 MiB | 256 MiB |
-//! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 16 MiB | 16 MiB |
-//! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
+//! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 32 MiB | 32 MiB |
+//! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 128 MiB | 128 MiB |
 //! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 64 MiB | 64 MiB |
 //! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 128 MiB | 128 MiB |
 //!
@@ -40,15 +40,15 @@ pub(crate) const H2_UPSTREAMS: usize = 32;
 pub(crate) const H2_STREAMS: u32 = 128;
 /// What one request may upload over HTTP/2 before upstream takes it. The way to the guest is short.
 pub(crate) const H2_CLIENT_WINDOW: u32 = 128 << 10;
-/// The same for all requests of a connection.
-pub(crate) const H2_CLIENT_CONNECTION_WINDOW: u32 = 512 << 10;
+/// The same for all requests of a connection: some that stand still leave room for others.
+pub(crate) const H2_CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 /// HTTP/2 bytes of one request or response that wait for their receiver: who grants a great window and never reads
 /// is held no more than this.
 pub(crate) const H2_SEND_BUFFER: usize = 32 << 10;
 /// What one response may bring over HTTP/2 before the guest takes it: a download is not held up by round trips.
-pub(crate) const H2_UPSTREAM_WINDOW: u32 = 1 << 20;
-/// The same for all responses of a connection.
-pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 2 << 20;
+pub(crate) const H2_UPSTREAM_WINDOW: u32 = 512 << 10;
+/// The same for all responses of a connection: some that nobody reads leave room for others.
+pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes of one message's head: bounds memory per connection.
 pub(crate) const HEAD_BYTES: usize = 64 << 10;
 /// [`HEAD_BYTES`] in the type of HTTP/2 settings.

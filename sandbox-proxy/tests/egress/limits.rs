@@ -142,6 +142,30 @@ async fn http2_connections_over_the_limit_are_offered_the_older_version() {
     drop(open);
 }
 
+#[tokio::test]
+async fn responses_that_nobody_reads_leave_room_for_others() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut unread = Vec::new();
+    for _ in 0..5 {
+        // Each on a connection of its own, all on one connection to upstream.
+        let mut client = running.h1(&at).await;
+        let request = Request::get("/big")
+            .header("host", &at)
+            .body(Full::default())
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        unread.push((client, response));
+    }
+    assert_eq!(upstream.connections(), 1);
+    // Until nothing of them moves any more.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let response = tokio::time::timeout(Duration::from_secs(20), running.get(&at, "/")).await;
+    assert_eq!(response.expect("nothing came through").status(), StatusCode::OK);
+    drop(unread);
+}
+
 /// Takes its time, and notes how often it was asked at once.
 #[derive(Debug, Default)]
 struct Busy {

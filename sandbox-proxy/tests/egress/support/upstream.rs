@@ -278,6 +278,7 @@ async fn handle(
             }
             answer
         }
+        "/big" => full(vec![b'x'; 8 << 20]),
         // Stops in the middle of the key until the test lets it go on.
         "/stop" => {
             let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
