@@ -5,7 +5,7 @@ use std::time::Duration;
 use sandbox::{ExecError, ExitStatus, Stdin, User};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::fixture::{run, sh, sh_ok, shared};
+use crate::fixture::{command, run, sh, sh_ok, shared, shell};
 
 #[test]
 fn any_bytes_pass_both_ways_unchanged() {
@@ -14,14 +14,7 @@ fn any_bytes_pass_both_ways_unchanged() {
         let sent: Vec<u8> = (0..3_000_000u32)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
             .collect();
-        let mut child = shared()
-            .await
-            .sandbox
-            .command("cat")
-            .stdin(Stdin::Piped)
-            .spawn()
-            .await
-            .unwrap();
+        let mut child = command("cat").await.stdin(Stdin::Piped).spawn().await.unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let to_send = sent.clone();
         let writer = tokio::spawn(async move {
@@ -71,14 +64,7 @@ fn signals_reach_the_whole_process_group() {
         // Ready when `sleep` runs: before its exec it would still be a shell, which puts the signal off.
         let script = "trap 'echo caught; exit 3' TERM; sleep 1000 & \
                       until grep -q sleep /proc/$!/comm; do :; done; echo ready; wait";
-        let mut child = shared()
-            .await
-            .sandbox
-            .command("sh")
-            .args(["-c", script])
-            .spawn()
-            .await
-            .unwrap();
+        let mut child = shell(script).await.spawn().await.unwrap();
         let mut stdout = child.stdout.take().unwrap();
         let mut ready = [0; 6];
         stdout.read_exact(&mut ready).await.unwrap();
@@ -94,11 +80,7 @@ fn signals_reach_the_whole_process_group() {
 #[test]
 fn a_dropped_child_is_ended_with_all_it_started() {
     run(async {
-        let child = shared()
-            .await
-            .sandbox
-            .command("sh")
-            .args(["-c", "sleep 7654 & sleep 7654"]);
+        let child = shell("sleep 7654 & sleep 7654").await;
         let mut child = child.spawn().await.unwrap();
         let pid = child.id();
         child.stdout.take();
@@ -201,13 +183,7 @@ fn commands_that_cannot_run_say_why() {
 #[test]
 fn output_over_the_limit_is_an_error_and_ends_the_command() {
     run(async {
-        let endless = shared()
-            .await
-            .sandbox
-            .command("yes")
-            .output_limit(100_000)
-            .output()
-            .await;
+        let endless = command("yes").await.output_limit(100_000).output().await;
         assert!(matches!(
             endless,
             Err(ExecError::OutputTooLarge { limit: 100_000 })
@@ -218,11 +194,7 @@ fn output_over_the_limit_is_an_error_and_ends_the_command() {
 #[test]
 fn unread_output_does_not_hold_back_the_exit() {
     run(async {
-        let command = shared()
-            .await
-            .sandbox
-            .command("sh")
-            .args(["-c", "head -c 50000 /dev/zero; exit 5"]);
+        let command = shell("head -c 50000 /dev/zero; exit 5").await;
         let mut child = command.spawn().await.unwrap();
         assert_eq!(child.wait().await.unwrap(), ExitStatus::Code(5));
     });

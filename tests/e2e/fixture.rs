@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use sandbox::{Output, Rules, Sandbox, SandboxBuilder, Service, sources};
+use sandbox::{Command, Output, Rules, Sandbox, SandboxBuilder, Service, sources};
 use stand_in::StandIn;
 use tokio::runtime::Runtime;
 
@@ -84,13 +84,20 @@ pub fn api_service(api: &StandIn) -> Service {
         .environment("STAND_IN_API_KEY", "sandbox-placeholder-stand-in")
 }
 
-/// A shell command in the shared sandbox.
+/// A program in the shared sandbox, not yet started.
+pub async fn command(program: &str) -> Command<'static> {
+    shared().await.sandbox.command(program)
+}
+
+/// A shell script in the shared sandbox, not yet started.
+pub async fn shell(script: &str) -> Command<'static> {
+    command("sh").await.args(["-c", script])
+}
+
+/// A shell script in the shared sandbox.
 pub async fn sh(script: &str) -> Output {
-    shared()
+    shell(script)
         .await
-        .sandbox
-        .command("sh")
-        .args(["-c", script])
         .output()
         .await
         .unwrap_or_else(|e| panic!("{e}"))
@@ -110,8 +117,8 @@ pub async fn sh_ok(script: &str) -> String {
 
 /// A Python program in the shared sandbox.
 pub async fn python(program: &str) -> Output {
-    let command = shared().await.sandbox.command("python3").args(["-c", program]);
-    command.output().await.unwrap_or_else(|e| panic!("{e}"))
+    let python = command("python3").await.args(["-c", program]);
+    python.output().await.unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// `https://…` of the API stand-in.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use sandbox::{LaunchError, Sandbox, User, WorkspaceError};
 
-use crate::fixture::{python, run, sh, sh_ok, shared};
+use crate::fixture::{command, python, run, sh, sh_ok, shared};
 
 #[test]
 fn process_list_holds_guest_processes_only() {
@@ -47,13 +47,7 @@ fn home_directory_of_the_host_is_not_there() {
         let of_host: Vec<_> = std::fs::read_dir(&home)
             .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
             .unwrap_or_default();
-        let as_root = shared()
-            .await
-            .sandbox
-            .command("ls")
-            .arg("-A")
-            .arg(&home)
-            .user(User::Root);
+        let as_root = command("ls").await.arg("-A").arg(&home).user(User::Root);
         let listing = String::from_utf8(as_root.output().await.unwrap().stdout).unwrap();
         for name in of_host
             .iter()
@@ -120,12 +114,7 @@ fn there_is_no_network_device_but_loopback() {
     run(async {
         assert_eq!(sh_ok("ls /sys/class/net").await.trim(), "lo");
         let raw = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(bytes(8), ('10.0.0.1', 0))";
-        let command = shared()
-            .await
-            .sandbox
-            .command("python3")
-            .args(["-c", raw])
-            .user(User::Root);
+        let command = command("python3").await.args(["-c", raw]).user(User::Root);
         let output = command.output().await.unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{stderr}");
