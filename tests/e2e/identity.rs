@@ -9,7 +9,11 @@ fn guest_knows_its_own_name_by_every_way_programs_ask() {
         let told = sh_ok("hostname; cat /etc/hostname; uname -n").await;
         assert_eq!(told.lines().collect::<Vec<_>>(), [name.as_str(); 3]);
         // Without a resolver, so that `sudo` and Java's `getLocalHost` need none.
-        assert!(sh_ok("getent ahostsv4 $(hostname)").await.starts_with("127.0.0.1"));
+        assert!(
+            sh_ok("getent ahostsv4 $(hostname)")
+                .await
+                .starts_with("127.0.0.1")
+        );
         let machine_id = sh_ok("cat /etc/machine-id").await;
         assert!(
             machine_id.trim_end().len() == 32 && machine_id.trim_end().chars().all(|c| c.is_ascii_hexdigit()),
@@ -37,7 +41,8 @@ fn root_through_sudo_keeps_proxy_and_trust() {
             sh_ok("printenv SSL_CERT_FILE JAVA_TOOL_OPTIONS").await
         );
         // And what they lie in is no one's to change but root's.
-        sh_ok("! echo x >> /etc/sudoers.d/90-sandbox && ! echo x >> /etc/hosts && ! touch /run/sandbox/x").await;
+        sh_ok("! echo x >> /etc/sudoers.d/90-sandbox && ! echo x >> /etc/hosts && ! touch /run/sandbox/x")
+            .await;
     });
 }
 
@@ -46,6 +51,9 @@ fn bundle_rebuilt_by_the_systems_own_tool_keeps_the_authority() {
     run(async {
         let url = api_url("/rebuilt").await;
         sh_ok("sudo update-ca-certificates --fresh").await;
-        sh_ok(&format!("env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS --fail {url}")).await;
+        sh_ok(&format!(
+            "env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS --fail {url}"
+        ))
+        .await;
     });
 }
