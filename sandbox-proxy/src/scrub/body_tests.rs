@@ -65,6 +65,7 @@ fn secret_is_filled_in_every_form_at_every_alignment() {
         &hex(false, "\\u00"),
         &hex(true, "\\u00"),
         &hex(false, "\\x"),
+        &SECRET.to_ascii_uppercase(),
         &html,
         &go,
     ] {

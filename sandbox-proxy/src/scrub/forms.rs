@@ -23,6 +23,9 @@ pub(super) fn all(secret: &str) -> Vec<Form> {
     let bytes = secret.as_bytes();
     let mut forms: Vec<Form> = vec![
         Zeroizing::new(bytes.to_vec()),
+        // As a name, which some servers write in one case; a hexadecimal secret is all told by that.
+        Zeroizing::new(bytes.to_ascii_lowercase()),
+        Zeroizing::new(bytes.to_ascii_uppercase()),
         each(bytes, |byte, out| hex(byte, false, out)),
         each(bytes, |byte, out| hex(byte, true, out)),
         json(bytes, false),

@@ -49,8 +49,20 @@ impl Patterns {
         (self.longest + breaks * BREAK_BYTES).next_multiple_of(TAIL_STEP)
     }
 
-    /// Replaces secrets in header values. A value that holds one is made anew.
+    /// Replaces secrets in header values. A value that holds one is made anew; a header that has one in its name goes.
     pub(crate) fn scrub_headers(&self, headers: &mut HeaderMap) {
+        let named: Vec<_> = headers
+            .keys()
+            .filter(|name| {
+                !self
+                    .find(name.as_str().as_bytes(), name.as_str().len())
+                    .is_empty()
+            })
+            .cloned()
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
         for value in headers.values_mut() {
             let found = self.find(value.as_bytes(), value.len());
             if !found.is_empty() {
@@ -176,9 +188,11 @@ mod tests {
             HeaderValue::from_static("https://evil.test/?k=topsecret&x=1"),
         );
         headers.insert("etag", HeaderValue::from_static("\"1\""));
+        headers.insert("x-topsecret", HeaderValue::from_static("1"));
         patterns.scrub_headers(&mut headers);
         assert_eq!(headers["location"], "https://evil.test/?k=*********&x=1");
         assert_eq!(headers["etag"], "\"1\"");
+        assert_eq!(headers.len(), 2);
     }
 
     #[test]

@@ -408,6 +408,9 @@ mod tests {
         let service = Service::custom("x").bearer("api.test");
         let error = inject(&mut request("/", &[]), &service, "a\r\nhost: evil").unwrap_err();
         assert!(!error.to_string().contains("evil"));
+        // A query could hold one, encoded; the scrubber relies on there being none.
+        let service = Service::custom("x").query("api.test", "key");
+        assert!(inject(&mut request("/", &[]), &service, "a\nb").is_err());
     }
 
     #[test]
