@@ -41,6 +41,9 @@ pub struct BlockDevice {
     file: OwnedFd,
     bytes: u64,
     access: DiskAccess,
+    /// Whether what is written can outlive a crash of the host. A file without a name cannot, so waiting for the host's
+    /// disk would be in vain, and would let a guest keep it busy.
+    durable: bool,
     name: [u8; wire::ID_BYTES],
     on_trouble: OnTrouble,
     troubled: bool,
@@ -48,7 +51,8 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// A disk of the size that `file` has now, rounded down to whole sectors. `name` is what the guest can ask for,
+    /// A disk of the size that `file` has now, rounded down to whole sectors. If it has no name, nothing is ever made
+    /// durable. `name` is what the guest can ask for,
     /// cut at 20 bytes.
     ///
     /// # Errors
@@ -59,7 +63,8 @@ impl BlockDevice {
         name: &str,
         on_trouble: OnTrouble,
     ) -> std::io::Result<Self> {
-        let size = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
+        let stat = rustix::fs::fstat(&file)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut id = [0; wire::ID_BYTES];
         for (to, from) in id.iter_mut().zip(name.bytes()) {
             *to = from;
@@ -69,6 +74,7 @@ impl BlockDevice {
             file,
             bytes,
             access,
+            durable: access == DiskAccess::ReadWrite && stat.st_nlink > 0,
             name: id,
             on_trouble,
             troubled: false,
@@ -100,7 +106,7 @@ impl BlockDevice {
                 Some(range) => self.write(chain, range),
                 None => return wire::STATUS_IO_ERROR,
             },
-            Request::Flush if self.access == DiskAccess::ReadOnly => return wire::STATUS_OK,
+            Request::Flush if !self.durable => return wire::STATUS_OK,
             Request::Flush => rustix::fs::fdatasync(&self.file).map_err(Into::into),
             Request::GetId => {
                 let room = chain.writer.remaining().min(self.name.len());
@@ -184,11 +190,12 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn features(&self) -> u64 {
-        wire::F_SEG_MAX
-            | match self.access {
-                DiskAccess::ReadOnly => wire::F_READ_ONLY,
-                DiskAccess::ReadWrite => wire::F_FLUSH,
-            }
+        let read_only = match self.access {
+            DiskAccess::ReadOnly => wire::F_READ_ONLY,
+            DiskAccess::ReadWrite => 0,
+        };
+        let flush = if self.durable { wire::F_FLUSH } else { 0 };
+        wire::F_SEG_MAX | read_only | flush
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -322,6 +329,27 @@ mod tests {
             assert_eq!(driver.request(0, &[&header(1, 0), &[1; 512]], &[1]).unwrap(), [1]);
         }
         assert_eq!(*troubles.lock().unwrap(), [DiskTrouble::Io(libc::EBADF)]);
+    }
+
+    #[test]
+    fn only_a_file_with_a_name_is_made_durable() {
+        let device = |file: &std::fs::File, access| {
+            let file = file.try_clone().unwrap();
+            BlockDevice::new(file.into(), access, "disk", Box::new(|_| {})).unwrap()
+        };
+        // A pipe's end in the place of the file makes any attempt to flush fail.
+        let flush = |mut device: BlockDevice| {
+            device.file = rustix::pipe::pipe().unwrap().1;
+            let offered = device.features() & wire::F_FLUSH != 0;
+            let answer = Driver::start(Box::new(device)).request(0, &[&header(4, 0)], &[1]);
+            (offered, answer.unwrap())
+        };
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let nameless = tempfile::tempfile().unwrap();
+        let (read_only, read_write) = (DiskAccess::ReadOnly, DiskAccess::ReadWrite);
+        assert_eq!(flush(device(named.as_file(), read_write)), (true, vec![1]));
+        assert_eq!(flush(device(named.as_file(), read_only)), (false, vec![0]));
+        assert_eq!(flush(device(&nameless, read_write)), (false, vec![0]));
     }
 
     #[test]
