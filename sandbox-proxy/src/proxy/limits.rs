@@ -9,9 +9,10 @@
 //! |---|---|---|---|
 //! | buffers of HTTP/1.1 or of tunnels, both sides and directions | `n` × 4 × 64 KiB | 32 MiB | 256 MiB |
 //! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 32 MiB | 32 MiB |
-//! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 128 MiB | 128 MiB |
-//! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 64 MiB | 64 MiB |
-//! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 128 MiB | 128 MiB |
+//! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
+//! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 32 MiB | 32 MiB |
+//! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 64 MiB | 64 MiB |
+//! | together | | 224 MiB | 448 MiB |
 //!
 //! A guest that behaves holds next to nothing: buffers grow with what is under way.
 
@@ -31,11 +32,11 @@ pub(crate) const PLACE_TIME: Duration = Duration::from_secs(3);
 /// Streams over the limit that are told so politely at the same time; more than these are just closed.
 pub(crate) const TURNED_AWAY: usize = 8;
 /// Requests in flight of one sandbox: HTTP/2 has many in one stream.
-pub(crate) const REQUESTS: usize = 1024;
+pub(crate) const REQUESTS: usize = 512;
 /// HTTP/2 connections of one sandbox's guest, each with buffers for many requests; further ones are offered HTTP/1.1.
 pub(crate) const H2_CLIENTS: usize = 32;
 /// HTTP/2 connections of one sandbox to upstream; further ones are made with HTTP/1.1.
-pub(crate) const H2_UPSTREAMS: usize = 32;
+pub(crate) const H2_UPSTREAMS: usize = 16;
 /// Requests at once within one HTTP/2 connection of a guest.
 pub(crate) const H2_STREAMS: u32 = 128;
 /// What one request may upload over HTTP/2 before upstream takes it. The way to the guest is short.
