@@ -22,7 +22,8 @@ pub(crate) const MAKE_ARTEFACTS: &str = "cargo xtask artifacts";
 /// Present where `/dev/kvm` interprets guest kernels.
 const INTERPRETED_MARK: &str = "/sys/module/kvm_pvm";
 
-/// The files that machines are made of.
+/// The files that machines are made of. Running machines go on using them: replace one by renaming another over it, and
+/// never write into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmImages {
     /// Kernel for hosts with hardware virtualisation: an uncompressed ELF file.
