@@ -236,6 +236,8 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::sync::{Arc, Mutex};
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::devices::virtio::testing::Driver;
 
@@ -358,5 +360,36 @@ mod tests {
         let answer = driver.request(0, &[&header(8, 0)], &[20, 1]).unwrap();
         assert!(answer.starts_with(b"disk\0"));
         assert_eq!(driver.request(0, &[&header(77, 0)], &[1]).unwrap(), [2]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_answered_and_none_changes_the_size(
+            requests in proptest::collection::vec(
+                (
+                    prop_oneof![0u32..10, any::<u32>()],
+                    prop_oneof![0..2 * SECTORS, any::<u64>()],
+                    proptest::collection::vec(0usize..1200, 0..4),
+                    proptest::collection::vec(0usize..1200, 0..4),
+                ),
+                1..8,
+            ),
+        ) {
+            let (mut driver, file, troubles) = disk(DiskAccess::ReadWrite);
+            for (kind, sector, readable, writable) in requests {
+                let (header, data) = (header(kind, sector), vec![9; 1200]);
+                let mut parts = vec![header.as_slice()];
+                parts.extend(readable.iter().map(|len| &data[..*len]));
+                let answer = driver.request(0, &parts, &writable);
+                // Without room for a status there is nothing to answer with.
+                prop_assert_eq!(answer.is_some(), writable.iter().sum::<usize>() > 0);
+                prop_assert_eq!(driver.needs_reset(), answer.is_none());
+                if answer.is_none() {
+                    driver.restart();
+                }
+            }
+            prop_assert_eq!(file.metadata().unwrap().len(), SECTORS * SECTOR_BYTES);
+            prop_assert!(troubles.lock().unwrap().is_empty());
+        }
     }
 }

@@ -485,3 +485,6 @@ impl VirtioDevice for VsockDevice {
 
 // Each stream is a descriptor, so the limit of the engine is one of this file.
 const _: () = assert!(MAX_CONNECTIONS <= 4096);
+
+#[cfg(test)]
+mod tests;
