@@ -10,7 +10,7 @@ fn guest_knows_its_own_name_by_every_way_programs_ask() {
         assert_eq!(told.lines().collect::<Vec<_>>(), [name.as_str(); 3]);
         // Without a resolver, so that `sudo` and Java's `getLocalHost` need none.
         assert!(
-            sh_ok("getent ahostsv4 $(hostname)")
+            sh_ok("getent hosts $(hostname)")
                 .await
                 .starts_with("127.0.0.1")
         );
