@@ -9,11 +9,7 @@ fn guest_knows_its_own_name_by_every_way_programs_ask() {
         let told = sh_ok("hostname; cat /etc/hostname; uname -n").await;
         assert_eq!(told.lines().collect::<Vec<_>>(), [name.as_str(); 3]);
         // Without a resolver, so that `sudo` and Java's `getLocalHost` need none.
-        assert!(
-            sh_ok("getent hosts $(hostname)")
-                .await
-                .starts_with("127.0.0.1")
-        );
+        assert!(sh_ok("getent hosts $(hostname)").await.starts_with("127.0.0.1"));
         let machine_id = sh_ok("cat /etc/machine-id").await;
         assert!(
             machine_id.trim_end().len() == 32 && machine_id.trim_end().chars().all(|c| c.is_ascii_hexdigit()),
