@@ -95,6 +95,14 @@ pub enum ArtifactError {
         /// The options.
         lost: String,
     },
+    /// Cargo gave a program that was compiled from other sources.
+    #[error("the {kind} that cargo built is of other sources: delete {} and try again", target.display())]
+    Stale {
+        /// What was built.
+        kind: Kind,
+        /// Cargo's own cache.
+        target: PathBuf,
+    },
     /// A program for guest or helper is not self-contained.
     #[error("{} is not a static program: it would need files that are not there where it runs", path.display())]
     NotStatic {

@@ -13,11 +13,15 @@ use std::{
         fs::{PermissionsExt as _, symlink},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{ChildStdout, Command, ExitStatus, Stdio},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use sandbox_artifacts::{
     Kind,
     build::{Builder, ensure_installed},
@@ -69,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) out: Option<PathBuf>,
     /// Variables for the command, besides ours.
     pub(crate) env: Vec<(OsString, OsString)>,
+    /// How long the command may write nothing before the host is taken for hung and ended.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Host {
@@ -83,6 +89,7 @@ impl Host {
             cpus: 2,
             out: None,
             env: Vec::new(),
+            patience: None,
         })
     }
 
@@ -112,8 +119,17 @@ impl Host {
         let mut qemu = qemu.spawn().map_err(TaskError::start("qemu-system-x86_64"))?;
         let errors = qemu.stderr.take();
         let errors = thread::spawn(move || errors.map(|from| copy(from, &mut io::stderr())));
-        if let Some(from) = qemu.stdout.take() {
-            copy(from, stdout);
+        let spoke = qemu
+            .stdout
+            .take()
+            .is_none_or(|from| copy_patiently(from, stdout, self.patience));
+        if !spoke {
+            eprintln!(
+                "the emulated host hangs: nothing came from it for {:?}",
+                self.patience
+            );
+            // It may have ended just now.
+            let _ = qemu.kill();
         }
         let ended = qemu.wait().map_err(TaskError::start("qemu-system-x86_64"))?;
         let _ = errors.join();
@@ -152,8 +168,10 @@ impl Host {
             "-M",
             "microvm,acpi=off,x-option-roms=off,rtc=on,auto-kernel-cmdline=on",
         ]);
-        // `max` has AMD-V; a large translation buffer, since whole operating systems are translated.
-        qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]);
+        // `max` has AMD-V. A small buffer of translations (in MiB), which a boot or two fill: then it is emptied at
+        // once. In a large one the translations of ended guests stay, and are thrown out one by one when another
+        // guest writes to the pages they came from: two seconds of each further boot.
+        qemu.args(["-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max"]);
         qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         qemu.arg("-kernel").arg(&self.kernel);
@@ -294,6 +312,33 @@ fn settings(out: Option<&Path>) -> Vec<u8> {
     [format!("now={now}\nout=").as_bytes(), &out, b"\n"].concat()
 }
 
+/// Copies until the end, or until nothing has come for as long as `patience`: then `false`.
+fn copy_patiently(mut from: ChildStdout, to: &mut dyn Write, patience: Option<Duration>) -> bool {
+    let mut buffer = [0; 64 << 10];
+    while patience.is_none_or(|patience| readable(&from, patience)) {
+        let Ok(length @ 1..) = from.read(&mut buffer) else {
+            return true;
+        };
+        copy(buffer.get(..length).unwrap_or_default(), to);
+    }
+    false
+}
+
+/// Whether there is something to read, or its end, within a time.
+fn readable(from: &ChildStdout, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(from, PollFlags::IN)], left.as_ref()) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return false,
+            // Whatever else it is, the next read tells.
+            _ => return true,
+        }
+    }
+}
+
 /// Copies until the end; a reader that went away ends nothing but the copy.
 fn copy(mut from: impl Read, to: &mut dyn Write) {
     let mut buffer = [0; 64 << 10];
@@ -339,6 +384,24 @@ fn is_identifier(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_writes_nothing_for_too_long_is_not_waited_for() {
+        let patience = Some(Duration::from_millis(200));
+        for (script, in_time) in [("echo a; echo b", true), ("echo a; sleep 100", false)] {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("sh");
+            let mut said = Vec::new();
+            let stdout = child.stdout.take().expect("a pipe");
+            assert_eq!(copy_patiently(stdout, &mut said, patience), in_time);
+            assert!(said.starts_with(b"a\n"));
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 
     #[test]
     fn a_shell_gets_every_word_as_it_is() {
