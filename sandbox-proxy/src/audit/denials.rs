@@ -1,8 +1,9 @@
 //! Puts denials of the same kind together, so that a guest that asks for what it may not have, over and over, writes
 //! no endless log. Takes events and the time, gives the events to write; owns no clock and no timer.
 //!
-//! The first denial of a kind is told at once. Those that follow within [`WINDOW`] are counted, and told as one event
-//! when it ends. No attempt is left uncounted.
+//! Up to [`ONE_BY_ONE`] denials in a [`WINDOW`] each have an event of their own. Beyond that, the first of a kind is told
+//! at once, and those that follow within a window are counted, and told as one event when it ends. No attempt is left
+//! uncounted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use tokio::time::Instant;
 
 /// How long denials of a kind are put together.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
+/// Denials in a window that are told one by one: more than an agent at work has, and a log that a disk bears.
+const ONE_BY_ONE: u32 = 250;
 /// Kinds that are told apart at a time. Protects the log from a guest that asks for ever new names: what is beyond
 /// it is told apart by rule and status alone.
 const MAX_KINDS: usize = 256;
@@ -24,6 +27,8 @@ const MANY_KINDS: &str = "denials of many targets, more than are told one by one
 /// What was denied lately.
 #[derive(Debug, Default)]
 pub(super) struct Denials {
+    /// When the window began in which this many were told one by one.
+    one_by_one: Option<(Instant, u32)>,
     kinds: HashMap<Kind, Window>,
     rules: HashMap<Kind, Window>,
 }
@@ -57,6 +62,18 @@ struct Counted {
 impl Denials {
     /// Takes a denial; gives it back if it is to be written now.
     pub(super) fn take(&mut self, event: AuditEvent, now: Instant) -> Option<AuditEvent> {
+        match &mut self.one_by_one {
+            Some((since, told)) if now.duration_since(*since) < WINDOW => {
+                if *told < ONE_BY_ONE {
+                    *told += 1;
+                    return Some(event);
+                }
+            }
+            over => {
+                *over = Some((now, 1));
+                return Some(event);
+            }
+        }
         let kind = Kind::of(&event);
         if let Some(window) = self.kinds.get_mut(&kind) {
             window.count(event, now);
@@ -192,9 +209,34 @@ mod tests {
         }
     }
 
+    /// As after so many denials that no more are told one by one.
+    fn after_many(now: Instant) -> Denials {
+        let mut denials = Denials::default();
+        for _ in 0..ONE_BY_ONE {
+            assert!(denials.take(denial("many.test"), now).is_some());
+        }
+        denials
+    }
+
+    #[test]
+    fn each_is_told_until_there_are_many_and_again_in_the_next_window() {
+        let start = Instant::now();
+        let mut denials = after_many(start);
+        assert!(denials.is_empty());
+        assert!(
+            denials.take(denial("many.test"), start).is_some(),
+            "the first of its kind"
+        );
+        assert!(denials.take(denial("many.test"), start).is_none());
+        assert_eq!(denials.due(start + WINDOW).len(), 1);
+        assert!(denials.take(denial("many.test"), start + WINDOW).is_some());
+        assert!(denials.take(denial("many.test"), start + WINDOW).is_some());
+    }
+
     #[test]
     fn first_of_each_kind_is_told_at_once_and_the_rest_as_one() {
-        let (mut denials, start) = (Denials::default(), Instant::now());
+        let start = Instant::now();
+        let mut denials = after_many(start);
         assert!(denials.take(denial("a.test"), start).is_some());
         assert!(denials.take(denial("b.test"), start).is_some());
         for second in 1..=9 {
@@ -210,7 +252,10 @@ mod tests {
             ("a.test", 9, 9)
         );
         assert_eq!(event.duration, Duration::from_secs(8));
-        // It went on, so the next is not the first; the other kind is new again.
+        // It went on, so the next is not the first once there are many again; the other kind is new.
+        for _ in 0..ONE_BY_ONE {
+            assert!(denials.take(denial("many.test"), start + WINDOW).is_some());
+        }
         assert!(denials.take(denial("a.test"), start + WINDOW).is_none());
         assert!(denials.take(denial("b.test"), start + WINDOW).is_some());
         assert_eq!(denials.drain().len(), 1);
@@ -219,7 +264,8 @@ mod tests {
 
     #[test]
     fn kinds_without_end_are_told_by_rule_and_none_is_lost() {
-        let (mut denials, now) = (Denials::default(), Instant::now());
+        let now = Instant::now();
+        let mut denials = after_many(now);
         let mut told = Vec::new();
         for index in 0..10_000 {
             let mut event = denial(&format!("n{index}.test"));
