@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use sandbox_artifacts::{Kind, build::Builder};
+use sandbox_artifacts::{
+    Kind,
+    build::{Builder, ensure_installed},
+};
 
 use crate::{
     cargo::{cargo, compile},
@@ -20,6 +23,9 @@ use crate::{
 
 /// The tests that run directly also where guests are slow: those in modules, or with names, that begin so.
 const CORE: &str = "core";
+
+/// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
+const PEERS: [&str; 3] = ["curl", "git", "python3"];
 
 /// Tests at once in the emulated host.
 const THREADS_EMULATED: &str = "2";
@@ -41,6 +47,7 @@ struct Count {
 pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode, TaskError> {
     let kind = HostKind::of_this_machine();
     println!("This machine: {}.", kind.expect());
+    ensure_installed(&PEERS, terminal)?;
     Builder::new(terminal)?.ensure_all(&Kind::ALL)?;
 
     let mut rows = vec![

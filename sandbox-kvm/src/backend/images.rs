@@ -252,7 +252,7 @@ mod tests {
             "0 65536\n131072 999999999\n",
         )
         .unwrap();
-        let mut layer = private_layer(&template, Path::new("/dev/shm")).unwrap();
+        let mut layer = private_layer(&template, directory.path()).unwrap();
         let mut bytes = Vec::new();
         layer.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len(), 3 << 16);
