@@ -13,6 +13,7 @@ mod report;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
@@ -125,6 +126,15 @@ fn workspace() -> tempfile::TempDir {
     directory
 }
 
+async fn launch(workspace: &Path) -> Sandbox {
+    let launched = Sandbox::builder()
+        .workspace(workspace)
+        .memory(MEMORY)
+        .launch()
+        .await;
+    launched.unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// From `launch()` to the first answered command.
 fn cold_boot(criterion: &mut Criterion, runtime: &Runtime) {
     let workspace = workspace();
@@ -136,12 +146,7 @@ fn cold_boot(criterion: &mut Criterion, runtime: &Runtime) {
                 for _ in 0..times {
                     let started = Instant::now();
                     let sandbox = runtime.block_on(async {
-                        let launched = Sandbox::builder()
-                            .workspace(workspace.path())
-                            .memory(MEMORY)
-                            .launch()
-                            .await;
-                        let sandbox = launched.unwrap_or_else(|e| panic!("{e}"));
+                        let sandbox = launch(workspace.path()).await;
                         let status = sandbox
                             .command("./noop")
                             .status()
@@ -161,12 +166,7 @@ fn cold_boot(criterion: &mut Criterion, runtime: &Runtime) {
 /// Processor time and memory of a sandbox that has nothing to do.
 async fn idle(report: &mut Report) {
     let workspace = workspace();
-    let launched = Sandbox::builder()
-        .workspace(workspace.path())
-        .memory(MEMORY)
-        .launch()
-        .await;
-    let sandbox = launched.unwrap_or_else(|e| panic!("{e}"));
+    let sandbox = launch(workspace.path()).await;
     let vmm = vmm_process().expect("the VMM is a child of this process");
     // What the boot left to do is done.
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -144,7 +144,10 @@ impl<M: Message> Decoder<M> {
     ///
     /// # Errors
     /// [`FrameError::TooLong`] or [`FrameError::Malformed`], and the same again ever after.
-    #[allow(clippy::should_implement_trait)] // `None` means "not yet", which no iterator may mean
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "`None` means \"not yet\", which no iterator may mean"
+    )]
     pub fn next(&mut self) -> Result<Option<M>, FrameError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());

@@ -118,22 +118,8 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use sandbox_core::credential::{Credential, ExposeSecret};
-
+    use super::super::tests::fetch;
     use super::*;
-
-    async fn fetch(source: &Command) -> Result<String, CredentialError> {
-        let sandbox = "one".parse().unwrap();
-        let request = CredentialRequest {
-            sandbox: &sandbox,
-            service: "x",
-            target: None,
-        };
-        match source.fetch(&request).await?.credential {
-            Credential::Token(secret) => Ok(secret.expose_secret().to_owned()),
-            other => panic!("{other:?}"),
-        }
-    }
 
     /// A command that prints what is in `value`, notes its run in `runs`, and ends when `go` is there.
     fn slow(directory: &Path) -> Arc<Command> {
@@ -155,7 +141,7 @@ mod tests {
     async fn burst(source: &Arc<Command>, directory: &Path) -> Vec<Result<String, CredentialError>> {
         let ask = || {
             let source = Arc::clone(source);
-            tokio::spawn(async move { fetch(&source).await })
+            tokio::spawn(async move { fetch(&*source).await })
         };
         let first = ask();
         while runs(directory) == 0 {
@@ -182,7 +168,7 @@ mod tests {
         let values: Vec<_> = results.into_iter().map(Result::unwrap).collect();
         assert_eq!(values[0], "old");
         assert!(values[1..].iter().all(|value| value == "new"), "{values:?}");
-        assert_eq!(fetch(&source).await.unwrap(), "new");
+        assert_eq!(fetch(&*source).await.unwrap(), "new");
         assert_eq!(runs(directory.path()), 3, "kept for no time");
     }
 
@@ -205,9 +191,9 @@ mod tests {
     async fn request_that_goes_away_leaves_the_run_to_the_next() {
         let directory = tempfile::tempdir().unwrap();
         let source = slow(directory.path());
-        let asked = timeout(Duration::from_millis(50), fetch(&source)).await;
+        let asked = timeout(Duration::from_millis(50), fetch(&*source)).await;
         assert!(asked.is_err());
         std::fs::write(directory.path().join("go"), "").unwrap();
-        assert_eq!(fetch(&source).await.unwrap(), "old");
+        assert_eq!(fetch(&*source).await.unwrap(), "old");
     }
 }

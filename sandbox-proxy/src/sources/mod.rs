@@ -45,7 +45,8 @@ mod tests {
 
     use super::*;
 
-    async fn fetch(source: &dyn CredentialSource) -> Result<String, CredentialError> {
+    /// What a source gives, as tests of all sources ask for it.
+    pub(super) async fn fetch(source: &dyn CredentialSource) -> Result<String, CredentialError> {
         let sandbox = "one".parse().unwrap();
         let request = CredentialRequest {
             sandbox: &sandbox,

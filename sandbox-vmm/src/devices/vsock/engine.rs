@@ -495,4 +495,4 @@ fn header(guest_cid: u64, key: Key, connection: &mut Connection, op: u16, flags:
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,8 +5,9 @@ use rustix::net::{RecvFlags, recv};
 
 use super::*;
 use crate::devices::virtio::testing::Driver;
+use crate::devices::vsock::engine::tests::from_guest;
 use crate::devices::vsock::wire::{
-    HOST_CID, OP_CREDIT_UPDATE, OP_DATA, OP_REQUEST, OP_RESET, OP_RESPONSE, OP_SHUTDOWN, TYPE_STREAM,
+    OP_CREDIT_UPDATE, OP_DATA, OP_REQUEST, OP_RESET, OP_RESPONSE, OP_SHUTDOWN, TYPE_STREAM,
 };
 
 const GUEST: u32 = 3;
@@ -38,21 +39,6 @@ fn device() -> (Driver, Host, HostDials) {
     let device = VsockDevice::new(GUEST, vec![PORT], Box::new(host.clone())).unwrap();
     let dials = device.dials();
     (Driver::start(Box::new(device)), host, dials)
-}
-
-fn header(op: u16, guest_port: u32, len: u32) -> Header {
-    Header {
-        src_cid: u64::from(GUEST),
-        dst_cid: HOST_CID,
-        src_port: guest_port,
-        dst_port: PORT,
-        len,
-        kind: TYPE_STREAM,
-        op,
-        flags: 0,
-        buf_alloc: 1 << 16,
-        fwd_cnt: 0,
-    }
 }
 
 fn send(driver: &mut Driver, header: Header, data: &[u8]) {
@@ -89,12 +75,12 @@ fn read(socket: &OwnedFd) -> Option<Vec<u8>> {
 #[test]
 fn a_stream_of_the_guest_carries_bytes_both_ways_until_both_have_finished() {
     let (mut driver, host, _) = device();
-    send(&mut driver, header(OP_REQUEST, 9, 0), &[]);
+    send(&mut driver, from_guest(OP_REQUEST, 9, 0), &[]);
     let (answer, _) = receive(&mut driver).unwrap();
     assert_eq!((answer.op, answer.dst_port), (OP_RESPONSE, 9));
     let socket = host.streams.lock().unwrap().remove(0);
 
-    send(&mut driver, header(OP_DATA, 9, 5), b"hello");
+    send(&mut driver, from_guest(OP_DATA, 9, 5), b"hello");
     assert_eq!(read(&socket).unwrap(), b"hello");
     rustix::io::write(&socket, b"world").unwrap();
     events(&mut driver);
@@ -103,7 +89,7 @@ fn a_stream_of_the_guest_carries_bytes_both_ways_until_both_have_finished() {
 
     let finished = Header {
         flags: 3,
-        ..header(OP_SHUTDOWN, 9, 0)
+        ..from_guest(OP_SHUTDOWN, 9, 0)
     };
     send(&mut driver, finished, &[]);
     assert_eq!(receive(&mut driver).unwrap().0.op, OP_RESET);
@@ -128,7 +114,7 @@ fn a_call_of_the_host_is_told_how_it_went() {
         let answer = Header {
             src_port: 1025,
             dst_port: asked.src_port,
-            ..header(op, 0, 0)
+            ..from_guest(op, 0, 0)
         };
         send(&mut driver, answer, &[]);
     }
@@ -176,7 +162,7 @@ fn packet() -> impl Strategy<Value = Step> {
                 fwd_cnt,
                 dst_port: if odd == 1 { 1 << 16 } else { PORT },
                 kind: if odd == 2 { 2 } else { TYPE_STREAM },
-                ..header(op, port, if odd < 8 { data as u32 } else { len })
+                ..from_guest(op, port, if odd < 8 { data as u32 } else { len })
             },
             data,
         },

@@ -8,7 +8,7 @@ use crate::devices::vsock::connection::WINDOW;
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;
 
-fn from_guest(op: u16, guest_port: u32, len: u32) -> Header {
+pub(in super::super) fn from_guest(op: u16, guest_port: u32, len: u32) -> Header {
     Header {
         src_cid: GUEST,
         dst_cid: HOST_CID,
