@@ -41,6 +41,7 @@
 
 pub mod address;
 pub mod audit;
+mod defence;
 pub mod policy;
 pub mod proxy;
 pub mod resolve;

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use sandbox_core::policy::Policy;
 
+use crate::defence;
+
 pub(crate) use special::network_is_special;
 pub use special::{SpecialRange, special_range};
 
@@ -30,7 +32,9 @@ pub(crate) fn vet(
         if let Some(rule) = policy.refuses_address(address, port) {
             return Err(Refusal::Rule(rule.to_owned()));
         }
-        if let (false, Some(range)) = (permits_special_ranges, special_range(address)) {
+        if let (false, Some(range)) = (permits_special_ranges, special_range(address))
+            && defence::holds("special-ranges")
+        {
             return Err(Refusal::Special(range));
         }
     }
