@@ -19,6 +19,32 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// read, and the question asked again for each request in it.
     fn decide(&self, attempt: &Attempt<'_>) -> Decision<'_>;
 
+    /// Asked when the guest looks a name up: whether anything there could be allowed, on whatever port. Where the
+    /// verdict is [`Verdict::Deny`] the name does not exist for the guest; otherwise it gets a synthetic address, which
+    /// leads back to [`Self::decide`]. No query leaves the host for either answer. `name` is a [`Host::Name`].
+    ///
+    /// Unless implemented, the answer of [`Self::decide`] for a tunnel to port 443, and where that is no, the one for
+    /// plain HTTP to port 80: a policy that allows only other ports should say so here.
+    fn decide_name(&self, sandbox: &SandboxId, name: &Host) -> Decision<'_> {
+        let attempt = |port, scheme| Attempt {
+            sandbox,
+            host: name,
+            port,
+            scheme,
+            request: None,
+        };
+        let tunnel = self.decide(&attempt(443, Scheme::Tunnel));
+        if tunnel.verdict != Verdict::Deny {
+            return tunnel;
+        }
+        let plain = self.decide(&attempt(80, Scheme::Http));
+        if plain.verdict == Verdict::Deny {
+            tunnel
+        } else {
+            plain
+        }
+    }
+
     /// Asked for each address that an allowed name resolved to: the rule that refuses it, if any.
     ///
     /// Special ranges are vetted by the proxy in any case, see [`Decision::permits_special_ranges`].

@@ -58,12 +58,44 @@ impl Matcher {
     /// The rule that decides: of the highest level, and there of the most severe action.
     pub(super) fn find(&self, host: &Host, port: u16, scheme: Scheme) -> Option<&Rule> {
         let mut best: Option<&Rule> = None;
-        let mut consider = |indices: Option<&Vec<usize>>| {
-            for rule in indices.into_iter().flatten().filter_map(|i| self.rules.get(*i)) {
-                if rule.covers(port, scheme) && best.is_none_or(|b| rule.outranks(b)) {
-                    best = Some(rule);
-                }
+        self.visit(host, &mut |rule| {
+            if rule.covers(port, scheme) && best.is_none_or(|b| rule.outranks(b)) {
+                best = Some(rule);
             }
+        });
+        best
+    }
+
+    /// For look-ups: the rule that lets something at this host through on some port, and the one that denies all of
+    /// its ports. The first is `None` where the second outranks it.
+    pub(super) fn find_on_any_port(&self, host: &Host) -> (Option<&Rule>, Option<&Rule>) {
+        let (mut yes, mut no): (Option<&Rule>, Option<&Rule>) = (None, None);
+        self.visit(host, &mut |rule| {
+            let best = match rule.action {
+                Action::Allow | Action::Ask => &mut yes,
+                Action::Deny if rule.covers_all_ports() => &mut no,
+                Action::Deny => return,
+            };
+            if best.is_none_or(|b| rule.outranks(b)) {
+                *best = Some(rule);
+            }
+        });
+        if let (Some(rule), Some(deny)) = (yes, no)
+            && deny.outranks(rule)
+        {
+            yes = None;
+        }
+        (yes, no)
+    }
+
+    /// Calls back for every rule about this host, whatever its port and scheme.
+    fn visit<'m>(&'m self, host: &Host, take: &mut dyn FnMut(&'m Rule)) {
+        let mut consider = |indices: Option<&'m Vec<usize>>| {
+            indices
+                .into_iter()
+                .flatten()
+                .filter_map(|index| self.rules.get(*index))
+                .for_each(&mut *take);
         };
         match host {
             Host::Name(name) => {
@@ -78,7 +110,6 @@ impl Matcher {
             }
             Host::Address(address) => self.networks_of(*address).for_each(|found| consider(Some(found))),
         }
-        best
     }
 
     /// The deny rule that an address falls under, whatever name led there.

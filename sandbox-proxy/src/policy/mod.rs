@@ -9,6 +9,8 @@ mod presets;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use sandbox_core::SandboxId;
+use sandbox_core::host::Host;
 use sandbox_core::policy::{Attempt, Decision, InvalidPolicy, Policy, Verdict};
 
 use matcher::Matcher;
@@ -170,6 +172,25 @@ impl Rules {
         }
     }
 
+    /// The answer to a look-up of this name: no where nothing lets through any port of it, or a
+    /// rule denies all of them. A yes is no promise: the attempt itself is decided with its port.
+    pub fn explain_name(&self, name: &Host) -> Decision<'_> {
+        if self.error.is_some() {
+            return Decision::deny(SET_IS_INVALID);
+        }
+        let (yes, no) = self.matcher.find_on_any_port(name);
+        match (yes, no) {
+            (Some(rule), _) => Decision {
+                verdict: rule.action.verdict(),
+                rule: &rule.text,
+                permits_special_ranges: rule.permits_special_ranges(),
+            },
+            (None, Some(rule)) => Decision::deny(&rule.text),
+            (None, None) if self.asks_otherwise => Decision::ask(NOTHING_MATCHED),
+            (None, None) => Decision::deny(NOTHING_MATCHED),
+        }
+    }
+
     /// The rules as they were written, each with its action and the preset it comes from.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.matcher.rules().iter().map(|rule| rule.text.as_ref())
@@ -198,6 +219,10 @@ impl FromStr for Rules {
 impl Policy for Rules {
     fn decide(&self, attempt: &Attempt<'_>) -> Decision<'_> {
         self.explain(attempt).decision
+    }
+
+    fn decide_name(&self, _sandbox: &SandboxId, name: &Host) -> Decision<'_> {
+        self.explain_name(name)
     }
 
     fn refuses_address(&self, address: IpAddr, port: u16) -> Option<&str> {

@@ -212,6 +212,11 @@ impl Rule {
         (self.first_port..=self.last_port).contains(&port) && self.scheme.is_none_or(|s| s == scheme)
     }
 
+    /// Whether no port and no scheme is left out.
+    pub(super) fn covers_all_ports(&self) -> bool {
+        self.first_port <= 1 && self.last_port == u16::MAX && self.scheme.is_none()
+    }
+
     /// Whether its targets may be in special ranges: by option, or because it names nothing else.
     pub(super) fn permits_special_ranges(&self) -> bool {
         self.special_ranges || matches!(&self.target, Target::Network(network) if network.is_special())

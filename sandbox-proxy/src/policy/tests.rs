@@ -255,3 +255,46 @@ proptest! {
         let _ = Rules::parse(&text).map_err(|error| error.to_string());
     }
 }
+
+#[test]
+fn name_resolves_where_some_port_is_let_through_and_no_rule_denies_all_of_it() {
+    let rules = Rules::new()
+        .allow("api.example")
+        .allow("db.example:5432")
+        .allow("http://web.example")
+        .ask("asked.example:22")
+        .allow("**.zone.example")
+        .deny("bad.zone.example")
+        .deny("part.zone.example:22")
+        .level(1)
+        .allow("fine.bad.zone.example:443")
+        .deny("**.bad.zone.example");
+    let answer = |name: &str| {
+        let decision = rules.explain_name(&name.parse().unwrap());
+        (decision.verdict, decision.rule.to_owned())
+    };
+    for (name, verdict, rule) in [
+        ("api.example", Verdict::Allow, "allow api.example"),
+        ("db.example", Verdict::Allow, "allow db.example:5432"),
+        ("web.example", Verdict::Allow, "allow http://web.example"),
+        ("asked.example", Verdict::Ask, "ask asked.example:22"),
+        ("a.zone.example", Verdict::Allow, "allow **.zone.example"),
+        ("part.zone.example", Verdict::Allow, "allow **.zone.example"),
+        ("bad.zone.example", Verdict::Deny, "deny bad.zone.example"),
+        ("fine.bad.zone.example", Verdict::Deny, "deny **.bad.zone.example"),
+        ("x.example", Verdict::Deny, NOTHING_MATCHED),
+    ] {
+        assert_eq!(answer(name), (verdict, rule.to_owned()), "{name}");
+    }
+    let asks = Rules::new().deny("bad.example").otherwise_ask();
+    let verdict = |name: &str| asks.explain_name(&name.parse().unwrap()).verdict;
+    assert_eq!(
+        (verdict("any.example"), verdict("bad.example")),
+        (Verdict::Ask, Verdict::Deny)
+    );
+    let broken = Rules::open().allow("not a rule");
+    assert_eq!(
+        broken.explain_name(&"any.example".parse().unwrap()).verdict,
+        Verdict::Deny
+    );
+}
