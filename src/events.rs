@@ -14,26 +14,20 @@ pub(crate) const BACKLOG: usize = 1024;
 #[non_exhaustive]
 pub enum Event {
     /// The sandbox tried to reach something, and was let or not.
-    Attempt(AuditEvent),
+    Attempt(Arc<AuditEvent>),
     /// Something about the machine.
     Notice(Notice),
     /// The machine has ended. The last event.
     Ended(MachineExit),
 }
 
-/// Hands audit events to the subscribers of [`Event`] and to the user's own sinks.
+/// Hands audit events to the subscribers of [`Event`].
 #[derive(Debug)]
-pub(crate) struct AuditFanOut {
-    pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) sinks: Vec<Arc<dyn AuditSink>>,
-}
+pub(crate) struct Attempts(pub(crate) broadcast::Sender<Event>);
 
-impl AuditSink for AuditFanOut {
-    fn record(&self, event: &AuditEvent) {
-        for sink in &self.sinks {
-            sink.record(event);
-        }
+impl AuditSink for Attempts {
+    fn record(&self, event: &Arc<AuditEvent>) {
         // Without subscribers there is nobody to tell.
-        let _ = self.events.send(Event::Attempt(event.clone()));
+        let _ = self.0.send(Event::Attempt(Arc::clone(event)));
     }
 }

@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::builder::SandboxBuilder;
 use crate::control::Control;
 use crate::error::LaunchError;
-use crate::events::{self, AuditFanOut, Event};
+use crate::events::{self, Attempts, Event};
 use crate::sandbox::Sandbox;
 use crate::workspace::{self, WorkspaceError};
 
@@ -90,13 +90,12 @@ impl Plan {
         }
 
         let (events, _) = broadcast::channel(events::BACKLOG);
-        let audit = AuditFanOut {
-            events: events.clone(),
-            sinks: said.audit,
-        };
         let mut proxy = Proxy::builder(id.clone())
             .policy(said.policy.unwrap_or_else(|| Arc::new(Rules::locked_down())))
-            .audit(Arc::new(audit));
+            .audit(Arc::new(Attempts(events.clone())));
+        for sink in said.audit {
+            proxy = proxy.audit(sink);
+        }
         if let Some(approver) = said.approver {
             proxy = proxy.approver(approver);
         }

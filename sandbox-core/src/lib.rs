@@ -18,7 +18,7 @@ pub mod sandbox;
 pub mod size;
 pub mod stream;
 
-pub use audit::{AuditEvent, AuditSink};
+pub use audit::{AuditEvent, AuditKind, AuditSink};
 pub use backend::{Backend, Machine, MachineSpec};
 pub use command::{CommandSpec, ExitStatus, Process};
 pub use credential::{Credential, CredentialSource};

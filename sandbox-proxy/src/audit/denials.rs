@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sandbox_core::audit::AuditEvent;
+use sandbox_core::audit::{AuditEvent, AuditKind};
 use tokio::time::Instant;
 
 /// How long denials of a kind are put together.
@@ -36,6 +36,7 @@ pub(super) struct Denials {
 /// What denials have in common that are put together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Kind {
+    kind: AuditKind,
     host: String,
     port: u16,
     method: Option<String>,
@@ -132,6 +133,7 @@ impl Denials {
 impl Kind {
     fn of(event: &AuditEvent) -> Self {
         Self {
+            kind: event.kind,
             host: event.host.clone(),
             port: event.port,
             method: event.method.clone(),
@@ -171,6 +173,7 @@ impl Window {
 /// What is left of a denial that is put together with those of other targets.
 fn of_many_kinds(event: AuditEvent, by_rule: bool) -> AuditEvent {
     AuditEvent {
+        kind: AuditKind::Stream,
         host: String::new(),
         port: 0,
         method: None,
@@ -193,6 +196,7 @@ mod tests {
         AuditEvent {
             time: SystemTime::now(),
             sandbox: "one".parse().unwrap(),
+            kind: AuditKind::Tunnel,
             host: host.to_owned(),
             port: 443,
             method: Some("CONNECT".to_owned()),

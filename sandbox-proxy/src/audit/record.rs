@@ -6,12 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use http::StatusCode;
 use sandbox_core::SandboxId;
-use sandbox_core::audit::{AuditDecision, AuditEvent};
+use sandbox_core::audit::{AuditDecision, AuditEvent, AuditKind};
 
 use super::Hub;
+use super::text::{MAX_TEXT_BYTES, show};
 
-/// Bounds what a guest can write into the log with one request.
-const MAX_TEXT_BYTES: usize = 1024;
+/// Bytes of a text that are kept while an attempt goes on: more than are shown in the end, so that a secret is found
+/// that begins within those. Bounds memory under many requests with long paths.
+const KEPT_BYTES: usize = 4 * MAX_TEXT_BYTES;
 
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -27,6 +29,7 @@ pub(crate) struct Record {
 
 #[derive(Debug)]
 struct Told {
+    kind: AuditKind,
     host: String,
     port: u16,
     method: Option<String>,
@@ -50,6 +53,7 @@ impl Record {
             bytes_in: AtomicU64::new(0),
             silent: AtomicBool::new(false),
             told: Mutex::new(Told {
+                kind: AuditKind::Stream,
                 host: String::new(),
                 port: 0,
                 method: None,
@@ -70,10 +74,28 @@ impl Record {
         });
     }
 
+    /// A request, or the opening of a tunnel.
     pub(crate) fn request(&self, method: &str, path: Option<&str>) {
+        let (method, path) = (self.kept(method), path.map(|path| self.kept(path)));
         self.tell(|told| {
-            told.method = Some(shown(method));
-            told.path = path.map(shown);
+            told.kind = if method == "CONNECT" {
+                AuditKind::Tunnel
+            } else {
+                AuditKind::Request
+            };
+            told.method = Some(method);
+            told.path = path;
+        });
+    }
+
+    /// A question of this record type (RFC 1035 §3.2.2) for a name.
+    #[allow(dead_code, reason = "what serves look-ups calls it")]
+    pub(crate) fn lookup(&self, name: &str, record_type: &str) {
+        let (name, record_type) = (self.kept(name), self.kept(record_type));
+        self.tell(|told| {
+            told.kind = AuditKind::Lookup;
+            told.host = name;
+            told.method = Some(record_type);
         });
     }
 
@@ -85,12 +107,13 @@ impl Record {
     }
 
     pub(crate) fn denied(&self, rule: &str, outcome: &str) {
+        let outcome = self.kept(outcome);
         self.tell(|told| {
             told.decision = AuditDecision::Denied;
             if !rule.is_empty() {
                 rule.clone_into(&mut told.rule);
             }
-            told.outcome = shown(outcome);
+            told.outcome = outcome;
         });
     }
 
@@ -104,9 +127,10 @@ impl Record {
 
     /// How it ended; the first telling stays, as it is the cause.
     pub(crate) fn outcome(&self, outcome: &str) {
+        let outcome = self.kept(outcome);
         self.tell(|told| {
             if told.outcome.is_empty() {
-                told.outcome = shown(outcome);
+                told.outcome = outcome;
             }
         });
     }
@@ -124,6 +148,17 @@ impl Record {
         self.silent.store(true, Relaxed);
     }
 
+    /// As much of a text as is kept. Of a longer one, no end of a secret that begins within it is cut off.
+    fn kept(&self, text: &str) -> String {
+        if text.len() <= KEPT_BYTES {
+            return text.to_owned();
+        }
+        let mut whole = text.to_owned();
+        self.hub.scrub(&mut whole);
+        whole.truncate(whole.floor_char_boundary(KEPT_BYTES));
+        whole
+    }
+
     fn tell(&self, change: impl FnOnce(&mut Told)) {
         change(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -135,9 +170,17 @@ impl Drop for Record {
             return;
         }
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let texts = [&mut told.host, &mut told.rule, &mut told.outcome].into_iter();
+        let options = [&mut told.method, &mut told.path, &mut told.credential].into_iter();
+        for text in texts.chain(options.filter_map(Option::as_mut)) {
+            // First, since nothing is found in what is escaped or cut off.
+            self.hub.scrub(text);
+            show(text);
+        }
         self.hub.record(AuditEvent {
             time: self.time,
             sandbox: self.sandbox.clone(),
+            kind: told.kind,
             host: std::mem::take(&mut told.host),
             port: told.port,
             method: told.method.take(),
@@ -153,21 +196,4 @@ impl Drop for Record {
             attempts: 1,
         });
     }
-}
-
-/// Text from outside in a bounded form that no terminal and no line-based tool trips over.
-fn shown(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(MAX_TEXT_BYTES));
-    for c in text.chars() {
-        if out.len() >= MAX_TEXT_BYTES {
-            out.push('…');
-            break;
-        }
-        if c.is_ascii_graphic() || c == ' ' {
-            out.push(c);
-        } else {
-            out.extend(c.escape_unicode());
-        }
-    }
-    out
 }

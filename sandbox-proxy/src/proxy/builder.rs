@@ -177,6 +177,7 @@ impl ProxyBuilder {
             roots.extend(parse_roots(root).ok_or(ProxyError::Root)?);
         }
         let cap = self.max_connections.unwrap_or_else(Ledger::default_cap);
+        let secrets = Arc::default();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
@@ -187,8 +188,8 @@ impl ProxyBuilder {
             services: self.services.into_iter().map(Arc::new).collect(),
             names: Names::new(self.fixed, self.resolver),
             clients: Clients::new(provider, roots),
-            hub: Arc::new(Hub::new(self.sinks)),
-            secrets: Arc::default(),
+            hub: Arc::new(Hub::new(self.sinks, Arc::clone(&secrets))),
+            secrets,
             pool: Pool::default(),
             streams: Quota::new(Ledger::process(), cap),
             upstreams: Quota::new(Ledger::process(), cap),

@@ -11,6 +11,8 @@ use tokio::time::timeout;
 use super::Inner;
 use super::refusal::Refusal;
 
+/// Shown as the rule when a sink of records that must be kept cannot keep them.
+const AUDIT_FAILS: &str = "the audit log fails";
 /// Shown as the rule when a policy panics.
 const POLICY_FAILED: &str = "the policy failed";
 
@@ -41,6 +43,12 @@ impl Inner {
         scheme: Scheme,
         request: Option<RequestLine<'_>>,
     ) -> Result<Admission, Refusal> {
+        if !self.hub.is_ready() {
+            return Err(Refusal::denied(
+                AUDIT_FAILS,
+                "attempts cannot be recorded now, so nothing is allowed; the host's operator must see to it",
+            ));
+        }
         let policy = self.policy();
         let attempt = Attempt {
             sandbox: &self.sandbox,

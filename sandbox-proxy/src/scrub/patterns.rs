@@ -76,6 +76,19 @@ impl Patterns {
         }
     }
 
+    /// Replaces secrets in a text for people.
+    pub(crate) fn scrub_text(&self, text: &mut String) {
+        let found = self.find(text.as_bytes(), text.len());
+        if found.is_empty() {
+            return;
+        }
+        let mut bytes = std::mem::take(text).into_bytes();
+        for (start, end) in found {
+            fill(&mut bytes, start, end);
+        }
+        *text = String::from_utf8_lossy(&bytes).into_owned();
+    }
+
     /// Every place where a form stands that starts before `limit`, the longest at each start, overlapping ones
     /// too.
     pub(super) fn find(&self, text: &[u8], limit: usize) -> Vec<(usize, usize)> {

@@ -31,8 +31,8 @@ pub const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub struct Events(Mutex<Vec<AuditEvent>>);
 
 impl AuditSink for Events {
-    fn record(&self, event: &AuditEvent) {
-        self.0.lock().unwrap().push(event.clone());
+    fn record(&self, event: &Arc<AuditEvent>) {
+        self.0.lock().unwrap().push(AuditEvent::clone(event));
     }
 }
 
