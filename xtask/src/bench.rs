@@ -15,9 +15,6 @@ use crate::{
 /// The benchmarks there are; each writes `target/bench/NAME.json`.
 const BENCHES: [&str; 2] = ["boot", "proxy"];
 
-/// So that each boot is as fast as the first; see [`Host::translations_mib`].
-const TRANSLATIONS_MIB: u64 = 64;
-
 pub(crate) fn run(terminal: &Terminal, name: Option<&str>, emulated: bool) -> Result<ExitCode, TaskError> {
     let names: Vec<&str> = match name {
         None => BENCHES.to_vec(),
@@ -89,7 +86,6 @@ fn in_emulated_host(terminal: &Terminal, name: &str) -> Result<u8, TaskError> {
     std::fs::create_dir_all(results).map_err(TaskError::file("create", results))?;
     let mut host = Host::set_up(terminal)?;
     host.out = Some(results.to_owned());
-    host.translations_mib = TRANSLATIONS_MIB;
     host.env
         .push(("SANDBOX_HOST_KIND".into(), HostKind::Emulated.name().into()));
     host.run(&[program.path.into_os_string(), "--bench".into()])

@@ -48,7 +48,8 @@ cgroup2 /mnt/root/sys/fs/cgroup cgroup2 defaults 0 0
 /// Memory by default, where the machine has twice as much.
 const MEMORY_MIB: u64 = 6144;
 
-/// The largest buffer of translations that QEMU takes.
+/// QEMU's buffer of translated code in MiB; it takes no larger one. When it is full it is emptied, and QEMU 7.2 then now
+/// and then lets an interrupt in where a guest has them off, which breaks the guest: best is never to fill it.
 const MAX_TRANSLATIONS_MIB: u64 = 2047;
 
 /// End of the console that is shown when the host dies.
@@ -76,13 +77,6 @@ pub(crate) struct Host {
     pub(crate) out: Option<PathBuf>,
     /// Variables for the command, besides ours.
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// QEMU's buffer of translated code in MiB. When it is full it is emptied, and QEMU 7.2 then now and then lets an
-    /// interrupt in where a guest has them off, which breaks the guest: large enough never to be full is best.
-    ///
-    /// But what was translated for a guest that has ended stays in it, and is thrown out piece by piece when the
-    /// next one writes to the same memory: two seconds of each boot but the first. So who measures boots takes a
-    /// small one.
-    pub(crate) translations_mib: u64,
     /// How long the command may write nothing before the host is taken for hung and ended.
     pub(crate) patience: Option<Duration>,
 }
@@ -99,7 +93,6 @@ impl Host {
             cpus: 2,
             out: None,
             env: Vec::new(),
-            translations_mib: MAX_TRANSLATIONS_MIB.min(memory_mib() / 8),
             patience: None,
         })
     }
@@ -179,9 +172,13 @@ impl Host {
             "-M",
             "microvm,acpi=off,x-option-roms=off,rtc=on,auto-kernel-cmdline=on",
         ]);
-        let translations = format!("tcg,thread=multi,tb-size={}", self.translations_mib);
-        // `max` has AMD-V.
-        qemu.args(["-accel", &translations, "-cpu", "max"]);
+        let translations = format!(
+            "tcg,thread=multi,tb-size={}",
+            MAX_TRANSLATIONS_MIB.min(memory_mib() / 8)
+        );
+        // `max` has AMD-V. Without ERMS, kernels clear and copy by eight bytes instead of by one. A page in which code was
+        // translated is searched for it at each of these writes, so pages of an ended guest cost the next one seconds.
+        qemu.args(["-accel", &translations, "-cpu", "max,-erms"]);
         qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         qemu.arg("-kernel").arg(&self.kernel);
