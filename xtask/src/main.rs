@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod host;
 mod machine;
+mod mutants;
 mod progress;
 mod test;
 
@@ -49,6 +50,11 @@ enum Task {
         /// In the emulated host.
         #[arg(long)]
         emulated: bool,
+    },
+    /// Switches each named defence of the proxy off in turn; some test must fail then.
+    Mutants {
+        /// Only defences whose name contains this.
+        filter: Option<String>,
     },
     /// Builds all artefacts that are missing, or the named ones.
     Artifacts {
@@ -125,6 +131,7 @@ fn run(task: Task) -> Result<ExitCode, TaskError> {
         }
         Task::Demo { emulated, arguments } => demo::run(&terminal, emulated, &arguments),
         Task::Test { filter } => test::run(&terminal, filter.as_deref()),
+        Task::Mutants { filter } => mutants::run(filter.as_deref()),
         Task::Bench { name, emulated } => bench::run(&terminal, name.as_deref(), emulated),
     }
 }
