@@ -52,6 +52,8 @@ pub struct AuditEvent {
     pub rule: String,
     /// Name of the service whose credential was added, if any.
     pub credential: Option<String>,
+    /// Why a credential was added or not, in a few words without any secret; `None` where no service has the host.
+    pub credential_reason: Option<String>,
     /// Status code sent to the client, where there was one.
     pub status: Option<u16>,
     /// Bytes from the sandbox.

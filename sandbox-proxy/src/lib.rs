@@ -54,5 +54,5 @@ pub use audit::JsonLines;
 pub use policy::{RuleError, Rules};
 pub use proxy::{MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;
-pub use services::{ClientCredential, Service};
+pub use services::{ClientCredential, Explanation, Service};
 pub use tls::Ca;

@@ -178,6 +178,7 @@ fn of_many_kinds(event: AuditEvent, by_rule: bool) -> AuditEvent {
         port: 0,
         method: None,
         path: None,
+        credential_reason: None,
         rule: if by_rule { event.rule } else { String::new() },
         outcome: MANY_KINDS.to_owned(),
         ..event
@@ -204,6 +205,7 @@ mod tests {
             decision: AuditDecision::Denied,
             rule: "default".to_owned(),
             credential: None,
+            credential_reason: None,
             status: Some(403),
             bytes_out: 1,
             bytes_in: 0,

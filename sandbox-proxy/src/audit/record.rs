@@ -37,6 +37,7 @@ struct Told {
     decision: AuditDecision,
     rule: String,
     credential: Option<String>,
+    credential_reason: Option<String>,
     status: Option<u16>,
     outcome: String,
 }
@@ -61,6 +62,7 @@ impl Record {
                 decision: AuditDecision::Denied,
                 rule: String::new(),
                 credential: None,
+                credential_reason: None,
                 status: None,
                 outcome: String::new(),
             }),
@@ -119,6 +121,11 @@ impl Record {
 
     pub(crate) fn credential(&self, service: &str) {
         self.tell(|told| told.credential = Some(service.to_owned()));
+    }
+
+    /// Why there is a credential or none.
+    pub(crate) fn credential_reason(&self, reason: &str) {
+        self.tell(|told| told.credential_reason = Some(shown(reason)));
     }
 
     pub(crate) fn status(&self, status: StatusCode) {
@@ -188,6 +195,7 @@ impl Drop for Record {
             decision: told.decision,
             rule: std::mem::take(&mut told.rule),
             credential: told.credential.take(),
+            credential_reason: told.credential_reason.take(),
             status: told.status,
             bytes_out: *self.bytes_out.get_mut(),
             bytes_in: *self.bytes_in.get_mut(),

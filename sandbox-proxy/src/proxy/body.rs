@@ -14,7 +14,7 @@ use super::pool::Checkin;
 use crate::audit::record::Record;
 use crate::scrub::Scrubber;
 use crate::services::bound::Bound;
-use crate::services::inject;
+use crate::services::places;
 
 /// A body from the guest.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Body for RequestBody {
         if let Some(Ok(frame)) = &mut frame {
             self.record.add_out(frame.data_ref().map_or(0, Bytes::len));
             if let (Some(trailers), Some(bound)) = (frame.trailers_mut(), &self.service) {
-                inject::strip(trailers, &bound.service);
+                places::strip_trailers(trailers, &bound.service);
             }
         }
         Poll::Ready(frame)

@@ -20,7 +20,8 @@ use crate::audit::Hub;
 use crate::policy::Rules;
 use crate::resolve::{Names, Resolver, System};
 use crate::services::bound::Bound;
-use crate::services::{InvalidService, Service};
+use crate::services::directory::{Conflict, Directory};
+use crate::services::{InvalidService, PlaceholderTag, Service};
 use crate::tls::client::{Clients, parse_roots};
 use crate::tls::{Ca, CaError};
 
@@ -32,6 +33,7 @@ pub struct ProxyBuilder {
     approver: Option<Arc<dyn Approver>>,
     approval_time: Duration,
     services: Vec<Bound>,
+    placeholder_tag: Option<PlaceholderTag>,
     fixed: HashMap<HostName, Vec<IpAddr>>,
     resolver: Box<dyn Resolver>,
     roots: Vec<Vec<u8>>,
@@ -61,6 +63,9 @@ pub enum ProxyError {
     /// An extra root is no certificate.
     #[error("an extra root is no certificate: give one or more certificates as PEM, or one as DER")]
     Root,
+    /// The host gives no random numbers, which placeholders need.
+    #[error("the host gives no random numbers")]
+    Random,
     /// The sandbox's own authority could not be made.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -74,6 +79,7 @@ impl ProxyBuilder {
             approver: None,
             approval_time: limits::APPROVAL_TIME,
             services: Vec::new(),
+            placeholder_tag: None,
             fixed: HashMap::new(),
             resolver: Box::new(System),
             roots: Vec::new(),
@@ -102,6 +108,14 @@ impl ProxyBuilder {
             approval_time,
             ..self
         }
+    }
+
+    /// Gives the sandbox the placeholders of one from whose memory it goes on: its programs hold them. Without it they
+    /// are fresh, so that no two sandboxes have the same.
+    #[must_use]
+    pub fn placeholder_tag(mut self, tag: PlaceholderTag) -> Self {
+        self.placeholder_tag = Some(tag);
+        self
     }
 
     /// Puts this source's credential into requests to the service. The rules must allow its hosts, too.
@@ -160,17 +174,8 @@ impl ProxyBuilder {
     /// What was said wrongly, and what to say instead.
     pub fn build(self) -> Result<Proxy, ProxyError> {
         self.policy.check()?;
-        for (index, bound) in self.services.iter().enumerate() {
+        for bound in &self.services {
             bound.service.validate()?;
-            for other in self.services.iter().skip(index + 1) {
-                if let Some(host) = bound.service.shared_with(&other.service) {
-                    return Err(ProxyError::SameHost {
-                        first: bound.service.name().to_owned(),
-                        second: other.service.name().to_owned(),
-                        host,
-                    });
-                }
-            }
         }
         let mut roots = Vec::new();
         for root in &self.roots {
@@ -179,13 +184,22 @@ impl ProxyBuilder {
         let cap = self.max_connections.unwrap_or_else(Ledger::default_cap);
         let secrets = Arc::default();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let placeholder_tag = self
+            .placeholder_tag
+            .or_else(|| PlaceholderTag::random(provider.secure_random))
+            .ok_or(ProxyError::Random)?;
+        let bounds = self.services.into_iter().map(|bound| bound.tagged(&placeholder_tag));
+        let services = Directory::new(bounds.collect()).map_err(
+            |Conflict { first, second, host }| ProxyError::SameHost { first, second, host },
+        )?;
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
             sandbox: self.sandbox,
             policy: RwLock::new(self.policy),
             approver: self.approver,
             approval_time: self.approval_time,
-            services: self.services.into_iter().map(Arc::new).collect(),
+            services,
+            placeholder_tag,
             names: Names::new(self.fixed, self.resolver),
             clients: Clients::new(provider, roots),
             hub: Arc::new(Hub::new(self.sinks, Arc::clone(&secrets))),

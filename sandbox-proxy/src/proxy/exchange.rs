@@ -21,8 +21,9 @@ use super::upstream::Offer;
 use super::{limits, pool};
 use crate::audit::record::Record;
 use crate::scrub::{Framing, Messages, Scrubber};
-use crate::services::bound::{BoundError, Injected};
-use crate::services::inject::InjectError;
+use crate::services::bound::{Bound, BoundError};
+use crate::services::inject::Injected;
+use crate::services::{CredentialReason, Explanation};
 
 /// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
 const SEND_ATTEMPTS: usize = 3;
@@ -85,8 +86,7 @@ async fn exchange(
     }
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
-    let service = route.service.as_ref().map(|(bound, _)| Arc::clone(bound));
-    inject(inner, route, &mut parts, record).await?;
+    let service = inject(inner, route, &mut parts, record).await?;
     if route.scrubbing != Scrubbing::Never {
         message::make_scrubbable(&mut parts.headers, route.scrubbing == Scrubbing::All);
     }
@@ -112,42 +112,71 @@ async fn exchange(
     pass(inner, route, response, checkin, record, permit)
 }
 
-/// Puts the credential of the route's service in, if it has one.
-async fn inject(inner: &Inner, route: &Route, parts: &mut Parts, record: &Record) -> Result<(), Refusal> {
-    let Some((bound, endpoint)) = &route.service else {
-        return Ok(());
+/// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
+/// the request's trailers, too.
+async fn inject(
+    inner: &Inner,
+    route: &Route,
+    parts: &mut Parts,
+    record: &Record,
+) -> Result<Option<Arc<Bound>>, Refusal> {
+    let Some(managed) = &route.service else {
+        return Ok(None);
     };
-    match timeout(
+    let bound = &managed.bound;
+    let mut told = managed.explain(parts.uri.path());
+    if !managed.is_site() {
+        explain(route, record, &told);
+        return Ok(None);
+    }
+    let endpoint = managed.endpoint(parts.uri.path());
+    let target = (&route.host, route.port);
+    let injected = timeout(
         limits::CREDENTIAL_TIME,
-        bound.inject(parts, endpoint, &inner.sandbox, &inner.secrets),
-    )
-    .await
-    {
-        Ok(Ok(Injected::Managed)) => {
-            record.credential(bound.service.name());
-            Ok(())
+        bound.inject(parts, endpoint, target, &inner.sandbox, &inner.secrets),
+    );
+    let result = match injected.await {
+        Ok(Ok(injected)) => {
+            match injected {
+                Injected::Managed => record.credential(bound.service.name()),
+                Injected::Own => told.reason = CredentialReason::ClientsOwn,
+                Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
+                Injected::Issued | Injected::NotHere => {}
+            }
+            Ok((injected != Injected::Own).then(|| Arc::clone(bound)))
         }
-        Ok(Ok(Injected::Own)) => Ok(()),
         Ok(Err(error)) => {
             // Which file or command of the host it is, is no business of the guest.
             record.outcome(&error.to_string());
-            let is_denial = matches!(error, BoundError::Inject(InjectError::Rejected(_)));
-            let told = match error {
+            told.reason = CredentialReason::from(&error);
+            let is_denial = told.reason == CredentialReason::Rejected;
+            let detail = match error {
                 BoundError::Source { service, .. } => {
                     format!("there is no credential for service {service} now; the host's audit log says why")
                 }
                 BoundError::Inject(error) => error.to_string(),
             };
-            Err(Refusal::credential(told, is_denial))
+            Err(Refusal::credential(detail, is_denial))
         }
-        Err(_) => Err(Refusal::timeout(
-            "proxy_internal_error",
-            &format!(
-                "the source of the credential of service {} took too long",
-                bound.service.name()
-            ),
-        )),
-    }
+        Err(_) => {
+            told.reason = CredentialReason::SourceTimeout;
+            Err(Refusal::timeout(
+                "proxy_internal_error",
+                &format!(
+                    "the source of the credential of service {} took too long",
+                    bound.service.name()
+                ),
+            ))
+        }
+    };
+    explain(route, record, &told);
+    result
+}
+
+/// Writes down why a request has a credential or none.
+fn explain(route: &Route, record: &Record, why: &Explanation) {
+    tracing::debug!(target: "sandbox_proxy::credentials", host = %route.host, port = route.port, %why);
+    record.credential_reason(&why.to_string());
 }
 
 async fn send(

@@ -16,7 +16,7 @@ use super::{Inner, exchange, intercept, tunnel};
 use crate::audit::record::Record;
 
 /// The port on which a tunnel is read as plain HTTP.
-const HTTP_PORT: u16 = 80;
+pub(super) const HTTP_PORT: u16 = 80;
 
 /// Serves one stream of the guest to its end.
 pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {

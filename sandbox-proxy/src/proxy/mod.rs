@@ -25,7 +25,8 @@ use std::time::Duration;
 
 use sandbox_core::audit::AuditEvent;
 use sandbox_core::credential::CredentialError;
-use sandbox_core::policy::{Approver, InvalidPolicy, Policy};
+use sandbox_core::host::Host;
+use sandbox_core::policy::{Approver, InvalidPolicy, Policy, Scheme};
 use sandbox_core::{BoxStream, SandboxId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -39,7 +40,8 @@ use crate::audit::Hub;
 use crate::audit::record::Record;
 use crate::resolve::Names;
 use crate::scrub::Secrets;
-use crate::services::bound::Bound;
+use crate::services::directory::Directory;
+use crate::services::{Explanation, PlaceholderTag};
 use crate::tls::Ca;
 use crate::tls::client::Clients;
 use io::Watched;
@@ -75,7 +77,8 @@ pub(crate) struct Inner {
     policy: RwLock<Arc<dyn Policy>>,
     approver: Option<Arc<dyn Approver>>,
     approval_time: Duration,
-    services: Vec<Arc<Bound>>,
+    services: Directory,
+    placeholder_tag: PlaceholderTag,
     names: Names,
     clients: Clients,
     ca: Ca,
@@ -153,7 +156,7 @@ impl Proxy {
     /// # Errors
     /// The first service that has none.
     pub async fn check_credentials(&self) -> Result<(), MissingCredential> {
-        for bound in &self.inner.services {
+        for bound in self.inner.services.bounds() {
             if let Err(cause) = bound.fetch(&self.inner.sandbox, None).await {
                 return Err(MissingCredential {
                     service: bound.service.name().to_owned(),
@@ -193,11 +196,37 @@ impl Proxy {
 
     /// Environment variables for the guest, with placeholders that make tools start.
     pub fn placeholders(&self) -> Vec<(String, String)> {
-        self.inner
-            .services
-            .iter()
-            .flat_map(|bound| bound.service.placeholders().iter().cloned())
+        let bounds = self.inner.services.bounds().iter();
+        bounds
+            .flat_map(|bound| bound.service.variables().cloned())
             .collect()
+    }
+
+    /// What this sandbox's placeholders have and no other's. A sandbox that goes on from this one's memory needs the
+    /// same: see [`ProxyBuilder::placeholder_tag`].
+    pub fn placeholder_tag(&self) -> &PlaceholderTag {
+        &self.inner.placeholder_tag
+    }
+
+    /// Why a request to this host, port and path gets a credential, or why not: the answer of the code that decides
+    /// it, for a request in which the client sends nothing of its own. What happened to those that were made is in
+    /// [`AuditEvent::credential_reason`] and, at level `DEBUG`, in `tracing`.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// use sandbox_core::policy::Scheme;
+    /// use sandbox_proxy::{Proxy, Service, sources};
+    /// let proxy = Proxy::builder("one".parse().unwrap())
+    ///     .credential(Service::github(), Arc::new(sources::Env::new("GITHUB_TOKEN")))
+    ///     .build()?;
+    /// let why = proxy.explain_credential(Scheme::Http, &"github.com".parse().unwrap(), 80, "/");
+    /// assert_eq!(why.to_string(), "github: not injected: the service takes TLS only, and this is plain HTTP");
+    /// # Ok::<(), sandbox_proxy::ProxyError>(())
+    /// ```
+    pub fn explain_credential(&self, scheme: Scheme, host: &Host, port: u16, path: &str) -> Explanation {
+        // What is tunnelled is TLS, but for the port of plain HTTP.
+        let tls = scheme == Scheme::Tunnel && port != front::HTTP_PORT;
+        self.inner.services.explain(tls, host, port, path)
     }
 
     /// Audit events from now on. A subscriber that is slow loses the oldest and is told how many.

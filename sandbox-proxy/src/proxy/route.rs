@@ -11,8 +11,7 @@ use super::Inner;
 use super::gate::Admission;
 use super::pool::Target;
 use super::refusal::Refusal;
-use crate::services::Endpoint;
-use crate::services::bound::Bound;
+use crate::services::directory::Managed;
 
 /// An admitted target.
 #[derive(Debug)]
@@ -25,8 +24,8 @@ pub(crate) struct Route {
     /// The authority upstream sees, in normal form, without a default port.
     pub(crate) authority: Authority,
     pub(crate) host_header: HeaderValue,
-    /// The service that the target belongs to, if any.
-    pub(crate) service: Option<(Arc<Bound>, Endpoint)>,
+    /// What the service that has the host does with its requests, if there is one.
+    pub(crate) service: Option<Managed>,
     /// How far what comes back is searched for secrets, where it is read.
     pub(crate) scrubbing: Scrubbing,
     pub(crate) target: Arc<Target>,
@@ -57,13 +56,10 @@ impl Route {
             format!("{host}:{port}")
         };
         let invalid = |_| Refusal::bad_request("the target is no valid authority");
-        let service = inner.services.iter().find_map(|bound| {
-            let endpoint = bound.service.endpoint_at(tls, &host, port)?;
-            Some((Arc::clone(bound), endpoint.clone()))
-        });
+        let service = inner.services.select(tls, &host, port);
         let scrubbing = if inner.services.is_empty() {
             Scrubbing::Never
-        } else if inner.services.iter().any(|bound| bound.service.has_host(&host)) {
+        } else if inner.services.has_host(&host) {
             Scrubbing::All
         } else {
             Scrubbing::AsTheyCome
@@ -88,7 +84,7 @@ impl Route {
 
     /// Whether its stream is read: somebody has to put a credential in or look at requests.
     pub(crate) fn is_read(&self) -> bool {
-        self.service.is_some() || self.admission.inspect
+        self.service.as_ref().is_some_and(Managed::is_bound) || self.admission.inspect
     }
 
     /// For people.

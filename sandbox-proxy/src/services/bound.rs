@@ -1,5 +1,8 @@
 //! A service bound to the source of its credential.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -8,8 +11,10 @@ use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, C
 use sandbox_core::host::Host;
 use tokio::sync::Semaphore;
 
-use super::inject::{self, InjectError};
-use super::{Endpoint, Service};
+use super::Service;
+use super::endpoint::Endpoint;
+use super::inject::{self, InjectError, Injected};
+use super::placeholder::PlaceholderTag;
 use crate::scrub::Secrets;
 
 /// Requests of one sandbox for which a service's source is asked at a time; others wait. Protects what a source takes of
@@ -22,15 +27,6 @@ pub(crate) struct Bound {
     pub(crate) source: Arc<dyn CredentialSource>,
     name: Arc<str>,
     fetches: Semaphore,
-}
-
-/// Whose credential a request goes out with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Injected {
-    /// That of the source.
-    Managed,
-    /// The client's own.
-    Own,
 }
 
 /// Why a request to a service cannot go out.
@@ -52,27 +48,39 @@ impl Bound {
         }
     }
 
-    /// Puts the credential of now into a request, or leaves the client's own alone. What is put in is one of
-    /// `secrets` from before it goes out.
+    /// The same with the placeholders of one sandbox.
+    pub(crate) fn tagged(mut self, tag: &PlaceholderTag) -> Self {
+        self.service.fill_placeholders(tag);
+        self
+    }
+
+    /// Puts the credential of now into a request to `target`, or does instead what the service says. What is put in is
+    /// one of `secrets` from before it goes out.
     pub(crate) async fn inject(
         &self,
         parts: &mut Parts,
-        endpoint: &Endpoint,
+        endpoint: Option<&Endpoint>,
+        target: (&Host, u16),
         sandbox: &SandboxId,
         secrets: &Secrets,
     ) -> Result<Injected, BoundError> {
-        if inject::client_keeps_its_own(parts, &self.service)? {
-            return Ok(Injected::Own);
+        if let Some(injected) = inject::prepare(parts, &self.service, endpoint)? {
+            return Ok(injected);
         }
+        // `prepare` ends requests without an endpoint.
+        let Some(endpoint) = endpoint else {
+            return Ok(Injected::NotHere);
+        };
         let issued = self
-            .fetch(sandbox, Some((&endpoint.host, endpoint.port)))
+            .fetch(sandbox, Some(target))
             .await
             .map_err(|cause| BoundError::Source {
                 service: self.service.name().to_owned(),
                 cause,
             })?;
-        secrets.remember(&self.name, &issued);
-        inject::replace(parts, &self.service, endpoint, &issued)?;
+        let credential = inject::shaped(issued, &self.service, endpoint)?;
+        secrets.remember(&self.name, &credential);
+        inject::replace(parts, &self.service, endpoint, &credential)?;
         Ok(Injected::Managed)
     }
 
@@ -88,6 +96,20 @@ impl Bound {
         };
         // Never closed, so never an error.
         let _turn = self.fetches.acquire().await.ok();
-        self.source.fetch(&request).await.map(|issued| issued.credential)
+        // A panic in it is the fault of a source of the user's own, and no reason to drop the guest's stream.
+        let mut fetched = pin!(self.source.fetch(&request));
+        let asked = poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| fetched.as_mut().poll(cx))) {
+                Ok(polled) => polled.map(Some),
+                Err(_) => std::task::Poll::Ready(None),
+            }
+        });
+        match asked.await {
+            Some(issued) => issued.map(|issued| issued.credential),
+            None => Err(CredentialError::Failed {
+                source_name: "the credential's source".to_owned(),
+                cause: "it panicked".into(),
+            }),
+        }
     }
 }

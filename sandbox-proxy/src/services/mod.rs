@@ -1,52 +1,52 @@
 //! Services: which hosts take a credential, where it goes in a request, and what the guest sees instead.
 //!
-//! Known ones are data, see `known`; [`Service::custom`] makes others. `inject` is the one place where a
-//! secret enters a request.
+//! Each is data: `definition` reads it, `known` has the built-in ones. `directory` finds the service of a request,
+//! `places` knows where clients send credentials, and `inject` is the one place where a secret enters a request.
 
 pub(crate) mod bound;
+mod definition;
+pub(crate) mod directory;
+mod endpoint;
+pub(crate) mod explain;
 pub(crate) mod inject;
 mod known;
+mod placeholder;
+pub(crate) mod places;
+mod query;
+#[cfg(test)]
+mod tests;
 
 use http::HeaderName;
 use http::header::{AUTHORIZATION, COOKIE};
-use sandbox_core::host::{Host, InvalidHost};
+use sandbox_core::host::InvalidHost;
+use serde::Deserialize;
+
+use endpoint::{Basic, Endpoint, PathPattern, Placement};
+pub use explain::{CredentialReason, Explanation};
+pub use placeholder::{InvalidPlaceholderTag, PlaceholderTag};
 
 /// A service that takes a credential: hosts, placement, placeholders.
 #[derive(Debug, Clone)]
 pub struct Service {
     name: String,
+    revision: u32,
     endpoints: Vec<Endpoint>,
     client_credential: ClientCredential,
     stripped_headers: Vec<HeaderName>,
     stripped_parameters: Vec<String>,
     /// Starts of WebSocket subprotocols.
     stripped_protocols: Vec<String>,
+    /// Variables whose values are placeholders.
+    placeholders: Vec<(String, String)>,
+    /// Further variables that tools need beside.
     environment: Vec<(String, String)>,
     plain_http: bool,
     error: Option<InvalidService>,
 }
 
-/// One host and port of a service, and where the credential goes there.
-#[derive(Debug, Clone)]
-pub(crate) struct Endpoint {
-    pub(crate) host: Host,
-    pub(crate) port: u16,
-    pub(crate) placement: Placement,
-}
-
-/// Where the credential goes in a request.
-#[derive(Debug, Clone)]
-pub(crate) enum Placement {
-    /// A header of this name, its value after a prefix: `Bearer ` or nothing.
-    Header { name: HeaderName, prefix: &'static str },
-    /// `Authorization: Basic` with this user name (RFC 7617).
-    Basic { username: String },
-    /// A query parameter.
-    Query { name: String },
-}
-
 /// What happens with a credential that the client itself sends to a host of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ClientCredential {
     /// It is removed and the managed one put in. So nobody carries data out under a key of their own.
     #[default]
@@ -59,15 +59,22 @@ pub enum ClientCredential {
 
 /// A service definition that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidService {
+    /// A document that is no definition of a service.
+    #[error("the definition of a service cannot be read: {message}")]
+    Definition {
+        /// What is wrong, and where.
+        message: String,
+    },
     /// No host: the credential would never be used.
     #[error("service {service} has no host: add one, for instance with bearer(\"api.example.com\")")]
     NoHost {
         /// The service's name.
         service: String,
     },
-    /// A text that is no `host` or `host:port`.
-    #[error("service {service}: {text:?} is not a host or host:port")]
+    /// A text that is no `host` or `host:port`; the host can be `*.name` or `**.name`, if the name has a dot.
+    #[error("service {service}: {text:?} is not a host or host:port; wildcards are *.name and **.name below a domain")]
     Host {
         /// The service's name.
         service: String,
@@ -85,6 +92,22 @@ pub enum InvalidService {
         /// What was given.
         text: String,
     },
+    /// A text that is no path, or has a `*` elsewhere than at its ends.
+    #[error("service {service}: {text:?} is no path: it starts with / or *, and may end with *")]
+    Path {
+        /// The service's name.
+        service: String,
+        /// What was given.
+        text: String,
+    },
+    /// A text that cannot be a placeholder.
+    #[error("service {service}: the placeholder of {variable} must be 1 to 512 visible characters without a colon")]
+    Placeholder {
+        /// The service's name.
+        service: String,
+        /// The environment variable.
+        variable: String,
+    },
 }
 
 impl Service {
@@ -100,50 +123,73 @@ impl Service {
     pub fn custom(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            revision: 0,
             endpoints: Vec::new(),
             client_credential: ClientCredential::default(),
             stripped_headers: vec![AUTHORIZATION, COOKIE],
             stripped_parameters: Vec::new(),
             stripped_protocols: Vec::new(),
+            placeholders: Vec::new(),
             environment: Vec::new(),
             plain_http: false,
             error: None,
         }
     }
 
+    /// A service from its definition in TOML, the format of the built-in ones.
+    ///
+    /// ```
+    /// use sandbox_proxy::Service;
+    /// let service = Service::from_toml(r#"
+    ///     format = 1
+    ///     name = "acme"
+    ///     client-credential = "reject"        # or "replace", "pass"
+    ///
+    ///     [[endpoint]]                        # the first that has a request's host and path is used
+    ///     hosts = ["git.acme.example"]        # also: name:port, "*.name", "**.name"
+    ///     paths = ["*/info/refs", "*/git-upload-pack"]
+    ///     put = { basic-user = "token" }      # Basic with this user name
+    ///
+    ///     [[endpoint]]
+    ///     hosts = ["git.acme.example", "api.acme.example:8443"]
+    ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", …
+    ///
+    ///     [strip]                             # further places in which clients send credentials
+    ///     headers = ["x-acme-session"]
+    ///     parameters = ["token"]
+    ///
+    ///     [placeholders]
+    ///     ACME_KEY = "acme_{unique}"          # what the sandbox sees; differs from sandbox to sandbox
+    /// "#)?;
+    /// # Ok::<(), sandbox_proxy::services::InvalidService>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with the document, and where.
+    pub fn from_toml(definition: &str) -> Result<Self, InvalidService> {
+        definition::parse(definition)
+    }
+
     /// A host that takes `Authorization: Bearer …` (RFC 6750).
     #[must_use]
     pub fn bearer(self, host: &str) -> Self {
-        let placement = Placement::Header {
-            name: AUTHORIZATION,
-            prefix: "Bearer ",
-        };
-        self.endpoint(host, placement)
+        self.endpoint(host, Vec::new(), Placement::bearer())
     }
 
     /// A host that takes the bare credential in a header of this name.
     #[must_use]
     pub fn header(mut self, host: &str, header: &str) -> Self {
-        match HeaderName::try_from(header) {
-            Ok(name) if !inject::is_owned_by_proxy(&name) => {
-                self.stripped_headers.push(name.clone());
-                self.endpoint(host, Placement::Header { name, prefix: "" })
-            }
-            _ => {
-                let error = InvalidService::Header {
-                    service: self.name.clone(),
-                    text: header.to_owned(),
-                };
-                self.fail(error)
-            }
+        match self.header_placement(header, "") {
+            Some(placement) => self.endpoint(host, Vec::new(), placement),
+            None => self,
         }
     }
 
     /// A host that takes the credential as password of `Authorization: Basic …` with this user name.
     #[must_use]
     pub fn basic(self, host: &str, username: &str) -> Self {
-        let username = username.to_owned();
-        self.endpoint(host, Placement::Basic { username })
+        let basic = Basic::PasswordOf(username.to_owned());
+        self.endpoint(host, Vec::new(), Placement::Basic(basic))
     }
 
     /// A host that takes the credential as a query parameter of this name.
@@ -151,7 +197,16 @@ impl Service {
     pub fn query(mut self, host: &str, parameter: &str) -> Self {
         self.stripped_parameters.push(parameter.to_owned());
         let name = parameter.to_owned();
-        self.endpoint(host, Placement::Query { name })
+        self.endpoint(host, Vec::new(), Placement::Query { name })
+    }
+
+    /// A host that takes the credential wherever the client has a placeholder: in `Authorization`, bare, after a scheme
+    /// or as one half of Basic, or in one of the places named with [`also_strips`](Self::also_strips) and
+    /// [`also_strips_parameter`](Self::also_strips_parameter). The other half of Basic stays the client's. Requests
+    /// without a placeholder get no credential.
+    #[must_use]
+    pub fn in_place(self, host: &str) -> Self {
+        self.endpoint(host, Vec::new(), Placement::InPlace)
     }
 
     /// Another header in which clients send credentials to this service; treated like the credential's own place.
@@ -198,11 +253,39 @@ impl Service {
     }
 
     /// An environment variable that the guest gets, with a placeholder: tools that insist on a key start, and
-    /// what they send is replaced.
+    /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`].
     #[must_use]
     pub fn environment(mut self, variable: &str, placeholder: &str) -> Self {
-        self.environment
-            .push((variable.to_owned(), placeholder.to_owned()));
+        if placeholder::is_valid(placeholder) {
+            self.placeholders
+                .push((variable.to_owned(), placeholder.to_owned()));
+            return self;
+        }
+        let error = InvalidService::Placeholder {
+            service: self.name.clone(),
+            variable: variable.to_owned(),
+        };
+        self.fail(error)
+    }
+
+    /// An environment variable that the guest gets beside its placeholders, for instance a user name.
+    #[must_use]
+    pub fn fixed_environment(mut self, variable: &str, value: &str) -> Self {
+        self.environment.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same service on a host of your own: every endpoint at `from` is at `to` instead, which is `host` or
+    /// `host:port`. For instance `Service::gitlab().moved("gitlab.com", "gitlab.acme.example")`.
+    #[must_use]
+    pub fn moved(mut self, from: &str, to: &str) -> Self {
+        for endpoint in std::mem::take(&mut self.endpoints) {
+            if endpoint.hosts.to_string() == from {
+                self = self.endpoint(to, endpoint.paths, endpoint.placement);
+            } else {
+                self.endpoints.push(endpoint);
+            }
+        }
         self
     }
 
@@ -221,9 +304,33 @@ impl Service {
         &self.name
     }
 
-    /// The environment variables for the guest, with their placeholders.
+    /// The revision of its definition; 0 if it has none.
+    pub fn revision(&self) -> u32 {
+        self.revision
+    }
+
+    /// Environment variables with their placeholders, each as its definition has it.
     pub fn placeholders(&self) -> &[(String, String)] {
-        &self.environment
+        &self.placeholders
+    }
+
+    /// All environment variables for the guest.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &(String, String)> {
+        self.placeholders.iter().chain(&self.environment)
+    }
+
+    /// Makes its placeholders those of one sandbox.
+    pub(crate) fn fill_placeholders(&mut self, tag: &PlaceholderTag) {
+        for (_, placeholder) in &mut self.placeholders {
+            *placeholder = tag.fill(placeholder);
+        }
+    }
+
+    /// Whether a text is one of its placeholders and nothing else.
+    fn is_placeholder(&self, text: &str) -> bool {
+        self.placeholders
+            .iter()
+            .any(|(_, placeholder)| placeholder == text)
     }
 
     pub(crate) fn validate(&self) -> Result<(), InvalidService> {
@@ -236,53 +343,34 @@ impl Service {
         }
     }
 
-    /// The endpoint that a request goes to, if it is one of this service's: scheme, host and port must match.
-    pub(crate) fn endpoint_at(&self, tls: bool, host: &Host, port: u16) -> Option<&Endpoint> {
-        self.endpoints
-            .iter()
-            .find(|endpoint| (tls || self.plain_http) && endpoint.host == *host && endpoint.port == port)
-    }
-
-    /// Whether this host is one of the service's, on whatever port.
-    pub(crate) fn has_host(&self, host: &Host) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.host == *host)
-    }
-
-    /// A host and port that both services have.
-    pub(crate) fn shared_with(&self, other: &Self) -> Option<String> {
-        let mine = &self.endpoints;
-        let shared = mine.iter().find(|m| {
-            other
-                .endpoints
-                .iter()
-                .any(|o| m.host == o.host && m.port == o.port)
-        })?;
-        Some(format!("{}:{}", shared.host, shared.port))
-    }
-
-    fn endpoint(mut self, text: &str, placement: Placement) -> Self {
-        let (host, port) = match text.rsplit_once(':') {
-            // An IPv6 address without brackets has no port.
-            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
-            _ => (text, Some(443)),
+    /// The placement in a header, which becomes a place for the client's own, too. `None`: it is none, which is kept.
+    fn header_placement(&mut self, header: &str, prefix: &str) -> Option<Placement> {
+        let name = HeaderName::try_from(header)
+            .ok()
+            .filter(|name| !places::is_owned_by_proxy(name));
+        let is_text = |b: u8| (0x20..0x7f).contains(&b);
+        let Some(name) = name.filter(|_| prefix.bytes().all(is_text)) else {
+            self.error.get_or_insert(InvalidService::Header {
+                service: self.name.clone(),
+                text: header.to_owned(),
+            });
+            return None;
         };
-        match (host.parse::<Host>(), port) {
-            (Ok(host), Some(port)) if port != 0 => {
-                self.endpoints.push(Endpoint {
-                    host,
-                    port,
-                    placement,
-                });
+        self.stripped_headers.push(name.clone());
+        Some(Placement::Header {
+            name,
+            prefix: prefix.to_owned(),
+            base64: false,
+        })
+    }
+
+    fn endpoint(mut self, text: &str, paths: Vec<PathPattern>, placement: Placement) -> Self {
+        match Endpoint::parse(&self.name, text, paths, placement) {
+            Ok(endpoint) => {
+                self.endpoints.push(endpoint);
                 self
             }
-            (host, _) => {
-                let error = InvalidService::Host {
-                    service: self.name.clone(),
-                    text: text.to_owned(),
-                    cause: host.err(),
-                };
-                self.fail(error)
-            }
+            Err(error) => self.fail(error),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::support::*;
 
 /// Runs a client with the variables of a guest. `None` where the client is not installed.
-async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Output> {
+pub async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Output> {
     let proxy = format!("http://{}", running.address);
     let directory = tempfile::tempdir().unwrap();
     let ca = directory.path().join("ca.pem");
@@ -23,6 +23,8 @@ async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Out
         .env("HOME", directory.path())
         .envs(["http_proxy", "https_proxy", "HTTPS_PROXY"].map(|name| (name, &proxy)))
         .envs(["CURL_CA_BUNDLE", "SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, &ca)))
+        .envs(running.proxy.placeholders())
+        .env("GIT_TERMINAL_PROMPT", "0")
         .stdin(Stdio::null())
         .output()
         .await;

@@ -6,11 +6,13 @@
 mod clients;
 mod hostile;
 mod interception;
+mod leaks;
 mod limits;
 mod names;
 mod plain;
 mod requests;
 mod scrubbing;
 mod secrets;
+mod services;
 mod support;
 mod tunnels;

@@ -1,5 +1,6 @@
 //! A proxy on a port, and clients that say just what a test wants; upstream is in a file of its own.
 
+mod git;
 mod upstream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -129,6 +130,18 @@ impl Running {
         h1(self.tls(target, name, &["http/1.1"]).await.unwrap()).await
     }
 
+    /// As [`h2`](Self::h2), for a request whose body ends with trailers.
+    pub async fn trailers(&self, target: &str) -> hyper::client::conn::http2::SendRequest<WithTrailers> {
+        let name = target.split(':').next().unwrap();
+        let tls = self.tls(target, name, &["h2"]).await.unwrap();
+        let executor = TokioExecutor::new();
+        let (client, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(tls))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
     pub async fn h2(&self, target: &str) -> H2 {
         let name = target.split(':').next().unwrap();
         let tls = self.tls(target, name, &["h2"]).await.unwrap();
@@ -138,6 +151,23 @@ impl Running {
                 .unwrap();
         tokio::spawn(connection);
         client
+    }
+}
+
+/// Some data and then trailers.
+pub struct WithTrailers(pub Option<Bytes>, pub Option<http::HeaderMap>);
+
+impl http_body::Body for WithTrailers {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let data = self.0.take().map(http_body::Frame::data);
+        let frame = data.or_else(|| self.1.take().map(http_body::Frame::trailers));
+        std::task::Poll::Ready(frame.map(Ok))
     }
 }
 

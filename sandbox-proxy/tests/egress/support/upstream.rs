@@ -234,6 +234,26 @@ async fn handle(
             answer.headers_mut().insert("location", location.parse().unwrap());
             answer
         }
+        "/redirect-to" => {
+            let mut answer = full("");
+            *answer.status_mut() = StatusCode::FOUND;
+            let location = parts.headers["x-location"].clone();
+            answer.headers_mut().insert("location", location);
+            answer
+        }
+        path if path.starts_with("/git/") => {
+            let mut answer = full("");
+            if key == format!("Basic {}", BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"))) {
+                let (status, headers, content) = super::git::serve(&parts, &body, &files).await;
+                answer = full(content);
+                (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
+            } else {
+                *answer.status_mut() = StatusCode::UNAUTHORIZED;
+                let basic = HeaderValue::from_static("Basic realm=\"git\"");
+                answer.headers_mut().insert("www-authenticate", basic);
+            }
+            answer
+        }
         "/coded" => {
             let mut answer = full(key);
             answer

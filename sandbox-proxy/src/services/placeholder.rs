@@ -1,0 +1,79 @@
+//! Placeholders: texts in the form of a key that tools check, and that are none.
+
+use rustls::crypto::SecureRandom;
+
+/// Stands for the sandbox's own part in the text of a placeholder.
+pub(super) const UNIQUE: &str = "{unique}";
+/// Characters of that part: 80 bits.
+const TAG_CHARS: usize = 16;
+/// 32 characters that every form of key has.
+const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+/// Protects headers and the guest's environment from a placeholder that is none.
+const MAX_BYTES: usize = 512;
+
+/// What the placeholders of one sandbox have, and those of no other: a text of 16 lower-case letters and digits. A
+/// sandbox that goes on from another's memory must be given the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceholderTag(String);
+
+/// A text that is no [`PlaceholderTag`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a placeholder's tag is 16 lower-case letters and digits: give one that Proxy::placeholder_tag returned")]
+pub struct InvalidPlaceholderTag;
+
+impl PlaceholderTag {
+    /// A fresh one; `None` if the host has no random numbers.
+    pub(crate) fn random(random: &dyn SecureRandom) -> Option<Self> {
+        let mut bytes = [0; TAG_CHARS];
+        random.fill(&mut bytes).ok()?;
+        let text = bytes.iter().map(|byte| {
+            let character = ALPHABET.get(usize::from(byte & 31)).copied();
+            char::from(character.unwrap_or(b'a'))
+        });
+        Some(Self(text.collect()))
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A placeholder's text with this tag in it.
+    pub(super) fn fill(&self, template: &str) -> String {
+        template.replace(UNIQUE, &self.0)
+    }
+}
+
+impl std::str::FromStr for PlaceholderTag {
+    type Err = InvalidPlaceholderTag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPlaceholderTag> {
+        let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        (text.len() == TAG_CHARS && text.bytes().all(fine))
+            .then(|| Self(text.to_owned()))
+            .ok_or(InvalidPlaceholderTag)
+    }
+}
+
+/// Whether a text can be a placeholder: one that a header and both halves of Basic can hold.
+pub(super) fn is_valid(text: &str) -> bool {
+    (1..=MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_differ_and_survive_being_written_down() {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let tag = || PlaceholderTag::random(provider.secure_random).unwrap();
+        let (one, other) = (tag(), tag());
+        assert_ne!(one, other);
+        assert_eq!(one.as_str().parse(), Ok(one.clone()));
+        assert_eq!(one.fill("a-{unique}"), format!("a-{}", one.as_str()));
+        for bad in ["", "short", "ABCDEFGHIJKLMNOP", "abcdefghijklmno\n", "abcdefghijklmnopq"] {
+            assert!(bad.parse::<PlaceholderTag>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! Injection as a whole: what a service's definition says is what leaves the host, whatever the client sent.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::Request;
+use http::request::Parts;
+use sandbox_core::credential::{Credential, SecretString};
+
+use super::directory::{Directory, Managed};
+use super::inject::{self, InjectError, Injected};
+use super::*;
+use crate::sources;
+
+const SECRET: &str = "s3cr3t/+ä?&";
+
+fn request(uri: &str, headers: &[(&str, &str)]) -> Parts {
+    let mut builder = Request::builder().uri(uri);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(()).unwrap().into_parts().0
+}
+
+fn basic(pair: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(pair))
+}
+
+fn directory(services: impl IntoIterator<Item = Service>) -> Directory {
+    let tag: PlaceholderTag = "0123456789abcdef".parse().unwrap();
+    let bind = |service| bound::Bound::new(service, std::sync::Arc::new(sources::Static::new("x"))).tagged(&tag);
+    Directory::new(services.into_iter().map(bind).collect()).unwrap()
+}
+
+fn managed(service: &Service, host: &str) -> Option<Managed> {
+    directory([service.clone()]).select(true, &host.parse().unwrap(), 443)
+}
+
+/// What the proxy does with a request to this host, with a token as credential.
+fn send(parts: &mut Parts, service: &Service, host: &str, secret: &str) -> Result<Injected, InjectError> {
+    let managed = managed(service, host).unwrap();
+    let service = &managed.bound.service;
+    let endpoint = managed.endpoint(parts.uri.path());
+    if let Some(injected) = inject::prepare(parts, service, endpoint)? {
+        return Ok(injected);
+    }
+    let endpoint = endpoint.unwrap();
+    let token = Credential::Token(SecretString::from(secret));
+    let credential = inject::shaped(token, service, endpoint)?;
+    inject::replace(parts, service, endpoint, &credential)?;
+    Ok(Injected::Managed)
+}
+
+fn inject(parts: &mut Parts, service: &Service, secret: &str) -> Result<Injected, InjectError> {
+    send(parts, service, "api.test", secret)
+}
+
+/// One request to a built-in service, and what must arrive: a header or the whole target.
+const TABLE: &[(&str, &str, &str, &str, &str)] = &[
+    ("anthropic", "api.anthropic.com", "/v1/messages", "x-api-key", "SECRET"),
+    ("bitbucket", "api.bitbucket.org", "/2.0/user", "authorization", "Bearer SECRET"),
+    ("bitbucket", "bitbucket.org", "/a/b.git/info/refs", "authorization", "Basic x-token-auth:SECRET"),
+    ("cerebras", "api.cerebras.ai", "/v1/models", "authorization", "Bearer SECRET"),
+    ("cohere", "api.cohere.com", "/v2/chat", "authorization", "Bearer SECRET"),
+    ("crates.io", "crates.io", "/api/v1/crates/new", "authorization", "SECRET"),
+    ("deepseek", "api.deepseek.com", "/models", "authorization", "Bearer SECRET"),
+    ("docker.io", "auth.docker.io", "/token", "authorization", "Basic user:SECRET"),
+    ("docker.io", "registry-1.docker.io", "/v2/", "authorization", "-"),
+    ("fireworks", "api.fireworks.ai", "/inference/v1/models", "authorization", "Bearer SECRET"),
+    ("ghcr.io", "ghcr.io", "/token", "authorization", "Basic x-access-token:SECRET"),
+    ("ghcr.io", "ghcr.io", "/v2/", "authorization", "Bearer base64 SECRET"),
+    ("github", "api.github.com", "/user", "authorization", "Bearer SECRET"),
+    ("github", "uploads.github.com", "/repos", "authorization", "Bearer SECRET"),
+    ("github", "raw.githubusercontent.com", "/a/b/main/c", "authorization", "Bearer SECRET"),
+    ("github", "npm.pkg.github.com", "/a", "authorization", "Bearer SECRET"),
+    ("github", "github.com", "/a/b.git/info/refs", "authorization", "Basic x-access-token:SECRET"),
+    ("github", "gist.github.com", "/a.git/info/refs", "authorization", "Basic x-access-token:SECRET"),
+    ("github", "codeload.github.com", "/a/b/tar.gz/main", "authorization", "Basic x-access-token:SECRET"),
+    ("github", "maven.pkg.github.com", "/a/b", "authorization", "Basic x-access-token:SECRET"),
+    ("gitlab", "gitlab.com", "/api/v4/user", "authorization", "Bearer SECRET"),
+    ("gitlab", "gitlab.com", "/a/b.git/info/refs", "authorization", "Basic oauth2:SECRET"),
+    ("gitlab", "gitlab.com", "/jwt/auth", "authorization", "Basic oauth2:SECRET"),
+    ("gitlab", "registry.gitlab.com", "/v2/", "authorization", "-"),
+    ("google", "generativelanguage.googleapis.com", "/v1beta/models", "x-goog-api-key", "SECRET"),
+    ("groq", "api.groq.com", "/openai/v1/models", "authorization", "Bearer SECRET"),
+    ("huggingface", "huggingface.co", "/api/whoami-v2", "authorization", "Bearer SECRET"),
+    ("huggingface", "huggingface.co", "/a/b/resolve/main/c", "authorization", "Bearer SECRET"),
+    ("huggingface", "huggingface.co", "/a/b/info/refs", "authorization", "Basic user:SECRET"),
+    ("huggingface", "huggingface.co", "/a/b.git/info/lfs/objects/batch", "authorization", "Basic user:SECRET"),
+    ("huggingface", "router.huggingface.co", "/v1/models", "authorization", "Bearer SECRET"),
+    ("huggingface", "api-inference.huggingface.co", "/models/a", "authorization", "Bearer SECRET"),
+    ("mistral", "api.mistral.ai", "/v1/models", "authorization", "Bearer SECRET"),
+    ("npm", "registry.npmjs.org", "/a", "authorization", "Bearer SECRET"),
+    ("openai", "api.openai.com", "/v1/models", "authorization", "Bearer SECRET"),
+    ("openrouter", "openrouter.ai", "/api/v1/models", "authorization", "Bearer SECRET"),
+    ("openrouter", "openrouter.ai", "/models", "authorization", "-"),
+    ("perplexity", "api.perplexity.ai", "/chat/completions", "authorization", "Bearer SECRET"),
+    ("pypi", "upload.pypi.org", "/legacy/", "authorization", "Basic __token__:SECRET"),
+    ("quay.io", "quay.io", "/v2/auth", "authorization", "Basic user:SECRET"),
+    ("quay.io", "quay.io", "/v2/a/b/manifests/c", "authorization", "-"),
+    ("replicate", "api.replicate.com", "/v1/models", "authorization", "Bearer SECRET"),
+    ("rubygems", "rubygems.org", "/api/v1/gems", "authorization", "SECRET"),
+    ("together", "api.together.xyz", "/v1/models", "authorization", "Bearer SECRET"),
+    ("xai", "api.x.ai", "/v1/models", "authorization", "Bearer SECRET"),
+];
+
+#[test]
+fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_clients() {
+    for (name, host, path, header, wanted) in TABLE {
+        let service = Service::known(name).unwrap();
+        let mut query = vec!["alt=sse".to_owned()];
+        let sent = service.stripped_parameters.iter();
+        query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
+        let mut protocols = vec!["realtime".to_owned()];
+        protocols.extend(service.stripped_protocols.iter().map(|start| format!("{start}mine")));
+        let mut headers = vec![("sec-websocket-protocol".to_owned(), protocols.join(", "))];
+        for header in &service.stripped_headers {
+            // Twice, and as CGI would read it, too.
+            headers.push((header.to_string(), "mine".to_owned()));
+            headers.push((header.as_str().to_ascii_uppercase(), "mine".to_owned()));
+            headers.push((header.as_str().replace('-', "_"), "mine".to_owned()));
+        }
+        let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let mut parts = request(&format!("{path}?{}", query.join("&")), &headers);
+        let secret = if wanted.contains("user:") && name.contains(".io") { "user:SECRET" } else { "SECRET" };
+        let injected = send(&mut parts, &service, host, secret).unwrap();
+        let sent = format!("{} {:?}", parts.uri, parts.headers);
+        assert!(!sent.contains("mine"), "{name} {host}: {sent}");
+        assert_eq!(parts.uri, format!("{path}?alt=sse"), "{name} {host}");
+        assert_eq!(parts.headers["sec-websocket-protocol"], "realtime", "{name} {host}");
+        let values: Vec<_> = parts.headers.get_all(*header).iter().map(|v| v.to_str().unwrap()).collect();
+        let wanted = match wanted.split_once(' ') {
+            Some(("Basic", pair)) => basic(pair),
+            Some(("Bearer", "base64 SECRET")) => format!("Bearer {}", BASE64_STANDARD.encode("SECRET")),
+            _ => (*wanted).to_owned(),
+        };
+        if wanted == "-" {
+            assert_eq!((values.len(), injected), (0, Injected::NotHere), "{name} {host}");
+        } else {
+            assert_eq!((values.as_slice(), injected), (&[wanted.as_str()][..], Injected::Managed), "{name} {host}");
+        }
+    }
+}
+
+#[test]
+fn table_has_every_host_of_every_built_in_service() {
+    for name in Service::names() {
+        let service = Service::known(name).unwrap();
+        assert_eq!(service.name(), name);
+        assert!(service.revision() > 0, "{name}");
+        service.validate().unwrap();
+        for endpoint in &service.endpoints {
+            let hosts = endpoint.hosts.to_string();
+            assert!(TABLE.iter().any(|row| row.0 == name && row.1 == hosts), "{name} {hosts}");
+            let host = hosts.parse().unwrap();
+            let directory = directory([service.clone()]);
+            assert!(directory.select(true, &host, 443).unwrap().is_bound());
+            for (tls, port) in [(false, 443), (false, 80), (true, 8443), (true, 80)] {
+                assert!(!directory.select(tls, &host, port).unwrap().is_bound(), "{name} {hosts} {tls} {port}");
+            }
+        }
+    }
+    assert!(Service::known("nonsense").is_none());
+    for service in [
+        Service::anthropic(), Service::openai(), Service::github(), Service::gitlab(), Service::google(),
+        Service::groq(), Service::huggingface(), Service::mistral(), Service::openrouter(), Service::xai(),
+        Service::npm(), Service::pypi(), Service::crates_io(), Service::docker_io(), Service::ghcr_io(),
+    ] {
+        service.validate().unwrap();
+    }
+}
+
+#[test]
+fn built_in_placeholders_are_in_form_and_unmistakable() {
+    let tag: PlaceholderTag = "0123456789abcdef".parse().unwrap();
+    for name in Service::names() {
+        let mut service = Service::known(name).unwrap();
+        service.fill_placeholders(&tag);
+        for (variable, placeholder) in service.placeholders() {
+            let plain = placeholder.to_lowercase().replace('-', "");
+            assert!(plain.contains("sandboxplaceholder"), "{variable} {placeholder}");
+            assert!(placeholder.ends_with(tag.as_str()), "{variable} {placeholder}");
+        }
+    }
+    let of = |name, variable| {
+        let mut service = Service::known(name).unwrap();
+        service.fill_placeholders(&tag);
+        let mut found = service.placeholders().iter().filter(|(name, _)| name == variable);
+        found.next().unwrap().1.clone()
+    };
+    for (name, variable, prefix, length) in [
+        ("github", "GH_TOKEN", "ghp_", 40),
+        ("google", "GEMINI_API_KEY", "AIza", 39),
+        ("npm", "NPM_TOKEN", "npm_", 40),
+        ("groq", "GROQ_API_KEY", "gsk_", 56),
+        ("huggingface", "HF_TOKEN", "hf_", 37),
+        ("replicate", "REPLICATE_API_TOKEN", "r8_", 40),
+    ] {
+        let placeholder = of(name, variable);
+        assert!(placeholder.starts_with(prefix), "{placeholder}");
+        assert_eq!(placeholder.len(), length, "{placeholder}");
+    }
+    assert!(of("anthropic", "ANTHROPIC_API_KEY").starts_with("sk-ant-api03-"));
+    assert!(of("openai", "OPENAI_API_KEY").starts_with("sk-proj-"));
+}
+
+#[test]
+fn duplicates_in_any_case_are_replaced_by_one() {
+    let service = Service::custom("x").header("api.test", "X-Api-Key");
+    let sent = &[
+        ("X-API-KEY", "mine"),
+        ("x-api-key", "mine too"),
+        ("x_api_key", "mine"),
+        ("X_Api-Key", "mine"),
+        ("Authorization", "Bearer mine, Bearer mine"),
+        ("cookie", "a=mine"),
+        ("cookie", "b=mine"),
+    ];
+    let mut parts = request("/", sent);
+    inject(&mut parts, &service, "managed").unwrap();
+    let values: Vec<_> = parts.headers.get_all("x-api-key").iter().collect();
+    assert_eq!(values, ["managed"]);
+    assert!(values[0].is_sensitive());
+    assert_eq!(parts.headers.len(), 1);
+    assert!(!format!("{parts:?}").contains("managed"));
+}
+
+#[test]
+fn query_parameter_replaces_every_spelling_of_itself() {
+    let service = Service::custom("x").query("api.test", "key");
+    let mut parts = request("/v1?a=1;key=mine&%6bey=mine&b=2;c=3&&KEY=mine&key[]=mine&key%00=mine", &[]);
+    inject(&mut parts, &service, SECRET).unwrap();
+    assert_eq!(
+        parts.uri.to_string(),
+        "/v1?a=1;b=2;c=3&key=s3cr3t%2F%2B%C3%A4%3F%26"
+    );
+}
+
+#[test]
+fn credential_in_the_query_does_not_stay_beside_that_in_a_header() {
+    let service = Service::custom("x").bearer("api.test").also_strips_parameter("api_key");
+    let mut parts = request("/?api_key=mine&api.key=mine&q=1", &[("authorization", "Bearer mine")]);
+    inject(&mut parts, &service, "managed").unwrap();
+    assert_eq!(parts.uri, "/?q=1");
+    assert_eq!(parts.headers["authorization"], "Bearer managed");
+}
+
+#[test]
+fn headers_that_name_another_host_do_not_go_out_with_a_credential() {
+    let service = Service::custom("x").bearer("api.test");
+    let sent = &[
+        ("x-forwarded-host", "evil.test"),
+        ("forwarded", "host=evil.test"),
+        ("x-original-url", "/admin"),
+        ("accept", "*/*"),
+    ];
+    let mut parts = request("/", sent);
+    inject(&mut parts, &service, "managed").unwrap();
+    let names: Vec<_> = parts.headers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["accept", "authorization"]);
+}
+
+#[test]
+fn trailers_hold_no_credential_either() {
+    let service = Service::custom("x").header("api.test", "x-api-key");
+    let sent = &[
+        ("X-API-Key", "mine"),
+        ("x_api_key", "mine"),
+        ("authorization", "mine"),
+        ("proxy-authorization", "mine"),
+        ("host", "evil.test"),
+        ("grpc-status", "0"),
+    ];
+    let mut trailers = request("/", sent).headers;
+    places::strip_trailers(&mut trailers, &service);
+    assert_eq!(trailers.keys().collect::<Vec<_>>(), ["grpc-status"]);
+}
+
+#[test]
+fn credentials_among_subprotocols_are_stripped_or_left_as_the_service_says() {
+    let service = Service::custom("x")
+        .bearer("api.test")
+        .also_strips_protocol("api-key.")
+        .environment("X", "holder");
+    let mut parts = request(
+        "/",
+        &[
+            ("sec-websocket-protocol", "realtime, API-KEY.mine"),
+            ("Sec-WebSocket-Protocol", "api-key.mine,v1"),
+        ],
+    );
+    inject(&mut parts, &service, "managed").unwrap();
+    let left: Vec<_> = parts.headers.get_all("sec-websocket-protocol").iter().collect();
+    assert_eq!(left, ["realtime, v1"]);
+    let alone = &[("sec-websocket-protocol", "api-key.mine")];
+    let mut parts = request("/", alone);
+    inject(&mut parts, &service, "managed").unwrap();
+    assert!(!parts.headers.contains_key("sec-websocket-protocol"));
+    let service = service.client_credential(ClientCredential::Reject);
+    assert!(inject(&mut request("/", alone), &service, "managed").is_err());
+    let mut placeholder = request("/", &[("sec-websocket-protocol", "v1, api-key.holder")]);
+    assert_eq!(inject(&mut placeholder, &service, "managed"), Ok(Injected::Managed));
+}
+
+#[test]
+fn secret_with_line_break_is_refused_without_being_told() {
+    let service = Service::custom("x").bearer("api.test");
+    let error = inject(&mut request("/", &[]), &service, "a\r\nhost: evil").unwrap_err();
+    assert!(!error.to_string().contains("evil"));
+    // A query could hold one, encoded; the scrubber relies on there being none.
+    let service = Service::custom("x").query("api.test", "key");
+    assert!(inject(&mut request("/", &[]), &service, "a\nb").is_err());
+}
+
+#[test]
+fn placeholders_are_known_bare_after_a_scheme_and_in_both_halves_of_basic() {
+    let service = Service::custom("x")
+        .bearer("api.test")
+        .environment("X", "holder")
+        .client_credential(ClientCredential::Reject);
+    let fine = ["holder", " holder ", "Bearer holder", "token holder", "bearer  holder"].map(str::to_owned);
+    let halves = ["user:holder", "holder:", "holder:x-oauth-basic"].map(basic);
+    for value in fine.iter().chain(&halves) {
+        let mut parts = request("/", &[("authorization", value)]);
+        assert_eq!(inject(&mut parts, &service, "managed"), Ok(Injected::Managed), "{value}");
+        assert_eq!(parts.headers["authorization"], "Bearer managed", "{value}");
+    }
+    let own = ["Bearer mine", "Bearer holder mine", "holder, mine", "Bearer holder, Bearer mine", "holderholder", "HOLDER"];
+    let halves = ["user:mine", "user:holderx", "user:x:holder"].map(basic);
+    let broken = ["Basic holder", "Basic !!!", ""].map(str::to_owned);
+    for value in own.map(str::to_owned).iter().chain(&halves).chain(&broken) {
+        let mut parts = request("/", &[("authorization", value)]);
+        let rejected = Err(InjectError::Rejected("x".to_owned()));
+        assert_eq!(inject(&mut parts, &service, "managed"), rejected, "{value}");
+    }
+    // One of each is one of the client's own.
+    let both = &[("authorization", "Bearer holder"), ("cookie", "a=b")];
+    assert!(inject(&mut request("/", both), &service, "managed").is_err());
+    let service = service.client_credential(ClientCredential::Pass);
+    let mut own = request("/", &[("authorization", "Bearer mine")]);
+    assert_eq!(inject(&mut own, &service, "managed"), Ok(Injected::Own));
+    assert_eq!(own.headers["authorization"], "Bearer mine");
+    assert_eq!(inject(&mut request("/", &[]), &service, "managed"), Ok(Injected::Managed));
+}
+
+#[test]
+fn in_place_replaces_placeholders_where_they_stand_and_strips_the_rest() {
+    let service = Service::custom("x")
+        .in_place("api.test")
+        .also_strips("x-api-key")
+        .also_strips_parameter("key")
+        .environment("X", "holder");
+    for (header, sent, wanted) in [
+        ("x-api-key", "holder".to_owned(), Some("managed".to_owned())),
+        ("authorization", "token holder".to_owned(), Some("token managed".to_owned())),
+        ("authorization", basic("holder:x-oauth-basic"), Some(basic("managed:x-oauth-basic"))),
+        ("authorization", basic("me:holder"), Some(basic("me:managed"))),
+        ("authorization", basic("me:mine"), None),
+        ("authorization", "Bearer holder, Bearer mine".to_owned(), None),
+        ("x-other", "holder".to_owned(), Some("holder".to_owned())),
+    ] {
+        let mut parts = request("/?q=holder", &[(header, &sent), ("cookie", "mine")]);
+        let injected = inject(&mut parts, &service, "managed").unwrap();
+        let sent_on = parts.headers.get(header).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(sent_on, wanted, "{sent}");
+        let asked = header != "x-other" && wanted.is_some();
+        assert_eq!(injected, if asked { Injected::Managed } else { Injected::NotAsked }, "{sent}");
+        assert!(!parts.headers.contains_key("cookie"));
+        assert_eq!(parts.uri, "/?q=holder", "not a place of the service");
+    }
+    let mut parts = request("/?key=mine&q=1&key=hol%64er", &[]);
+    inject(&mut parts, &service, "ma&naged").unwrap();
+    assert_eq!(parts.uri, "/?q=1&key=ma%26naged");
+}
+
+#[test]
+fn only_a_lone_bearer_token_passes_to_a_registry_that_issued_it() {
+    let service = Service::docker_io();
+    let to = |parts: &mut Parts| send(parts, &service, "registry-1.docker.io", "u:p").unwrap();
+    let mut parts = request("/v2/", &[("authorization", "Bearer eyJ.a-b_c.d="), ("cookie", "mine")]);
+    assert_eq!(to(&mut parts), Injected::Issued);
+    assert_eq!(parts.headers["authorization"], "Bearer eyJ.a-b_c.d=");
+    assert!(parts.headers["authorization"].is_sensitive());
+    assert_eq!(parts.headers.len(), 1);
+    for headers in [
+        &[("authorization", "Basic dTpw")][..],
+        &[("authorization", "Bearer a, Basic dTpw")],
+        &[("authorization", "Bearer a"), ("authorization", "Bearer b")],
+        &[("authorization", "Bearer ")],
+    ] {
+        let mut parts = request("/v2/", headers);
+        assert_eq!(to(&mut parts), Injected::NotHere, "{headers:?}");
+        assert!(parts.headers.is_empty(), "{headers:?}");
+    }
+}
+
+#[test]
+fn pairs_must_be_pairs_and_their_password_is_a_secret_of_its_own() {
+    let service = Service::docker_io();
+    let error = send(&mut request("/token", &[]), &service, "auth.docker.io", "no-colon").unwrap_err();
+    assert!(matches!(error, InjectError::Pair(_)) && !error.to_string().contains("no-colon"));
+    let managed = managed(&service, "auth.docker.io").unwrap();
+    let token = Credential::Token(SecretString::from("user:pass:word"));
+    let shaped = inject::shaped(token, &service, managed.endpoint("/token").unwrap()).unwrap();
+    assert!(matches!(&shaped, Credential::Basic { username, .. } if username == "user"));
+    use sandbox_core::credential::ExposeSecret;
+    assert_eq!(shaped.secrets().next().unwrap().expose_secret(), "pass:word");
+}
+
+#[test]
+fn the_most_specific_hosts_decide_and_other_ports_and_plain_http_get_nothing() {
+    let directory = directory([
+        Service::custom("wide").bearer("**.a.test"),
+        Service::custom("child").bearer("*.a.test"),
+        Service::custom("exact").bearer("x.a.test").bearer("x.a.test:8443"),
+        Service::custom("plain").bearer("plain.test:80").plain_http_allowed(),
+    ]);
+    let explain = |tls, host: &str, port| directory.explain(tls, &host.parse().unwrap(), port, "/").to_string();
+    let bearer = "injected in header authorization after \"Bearer\"";
+    for (host, name) in [("x.a.test", "exact"), ("y.a.test", "child"), ("z.y.a.test", "wide")] {
+        assert_eq!(explain(true, host, 443), format!("{name}: {bearer}"));
+    }
+    assert_eq!(explain(true, "x.a.test", 8443), format!("exact: {bearer}"));
+    assert_eq!(explain(false, "plain.test", 80), format!("plain: {bearer}"));
+    assert_eq!(explain(true, "a.test", 443), "not injected: no service has this host");
+    assert_eq!(explain(true, "xa.test", 443), "not injected: no service has this host");
+    let plain = "exact: not injected: the service takes TLS only, and this is plain HTTP";
+    assert_eq!(explain(false, "x.a.test", 80), plain);
+    assert_eq!(explain(false, "x.a.test", 443), plain);
+    let port = "exact: not injected: the service has this host on other ports only: 443 8443";
+    assert_eq!(explain(true, "x.a.test", 22), port);
+    assert!(directory.has_host(&"deep.y.a.test".parse().unwrap()));
+    assert!(!directory.has_host(&"a.test".parse().unwrap()));
+}
+
+#[test]
+fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
+    let service = Service::from_toml(
+        r#"
+        format = 1
+        revision = 7
+        name = "acme"
+        client-credential = "reject"
+        plain-http-allowed = true
+        [[endpoint]]
+        hosts = ["api.acme.test"]
+        paths = ["/v1/*"]
+        put = { prefixed = { header = "authorization", prefix = "Token token=" } }
+        [[endpoint]]
+        hosts = ["api.acme.test", "**.acme.test:8443"]
+        put = { basic-password = "x" }
+        [placeholders]
+        ACME = "acme-{unique}"
+        "#,
+    )
+    .unwrap();
+    assert_eq!((service.name(), service.revision()), ("acme", 7));
+    let sent = |path: &str| {
+        let mut parts = request(path, &[]);
+        send(&mut parts, &service, "api.acme.test", "k").unwrap();
+        parts.headers["authorization"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(sent("/v1/a"), "Token token=k");
+    assert_eq!(sent("/v2/a"), basic("k:x"));
+    let start = "format = 1\nname = \"x\"\n";
+    let endpoint = "[[endpoint]]\nhosts = [\"a.test\"]\nput = \"bearer\"\n";
+    for (text, told) in [
+        ("format = 2\nname = \"x\"\nendpoint = []".to_owned(), "this version reads 1"),
+        ("name = \"x\"\nendpoint = []".to_owned(), "format"),
+        (format!("{start}endpoint = []"), "has no host"),
+        (format!("{start}hots = 1\n{endpoint}"), "hots"),
+        (format!("{start}{endpoint}paths = [\"a\"]"), "is no path"),
+        (format!("{start}[[endpoint]]\nhosts = [\"*.test\"]\nput = \"bearer\""), "not a host"),
+        (format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = {{ header = \"host\" }}"), "cannot be the header"),
+        (format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"cookie\""), "cookie"),
+        (format!("{start}{endpoint}[placeholders]\nX = \"a b\""), "placeholder of X"),
+        ("x".repeat(300_000), "256 KiB"),
+    ] {
+        let error = Service::from_toml(&text).unwrap_err().to_string();
+        assert!(error.contains(told), "{told}: {error}");
+    }
+}
+
+#[test]
+fn mistakes_in_a_service_are_told() {
+    let no_host = Service::custom("x").validate().unwrap_err();
+    assert!(matches!(no_host, InvalidService::NoHost { .. }));
+    for host in ["", "a b", "a.test:x", "a.test:0", "a.test:", "https://a.test", "*.test", "*"] {
+        let error = Service::custom("x").bearer(host).validate().unwrap_err();
+        assert!(matches!(error, InvalidService::Host { .. }), "{host}");
+    }
+    for header in ["", "a b", "host", "content-length", "proxy-authorization"] {
+        let error = Service::custom("x").header("a.test", header).validate().unwrap_err();
+        assert!(matches!(error, InvalidService::Header { .. }), "{header}");
+    }
+    for placeholder in ["", "a b", "a:b", "ä"] {
+        let service = Service::custom("x").bearer("a.test").environment("X", placeholder);
+        assert!(matches!(service.validate(), Err(InvalidService::Placeholder { .. })), "{placeholder}");
+    }
+}
+
+#[test]
+fn services_move_to_hosts_of_ones_own() {
+    let service = Service::gitlab().moved("gitlab.com", "git.acme.test:8443");
+    let directory = directory([service]);
+    let at = |port, path: &str| directory.explain(true, &"git.acme.test".parse().unwrap(), port, path);
+    assert!(at(8443, "/api/v4/user").to_string().contains("Bearer"));
+    assert!(at(8443, "/a.git/info/refs").to_string().contains("Basic"));
+    assert!(!at(443, "/").is_injected());
+    assert!(directory.select(true, &"gitlab.com".parse().unwrap(), 443).is_none());
+}

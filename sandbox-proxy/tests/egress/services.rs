@@ -1,0 +1,394 @@
+//! Services over the wire: placeholders of real clients become credentials where the service says, nowhere else, and
+//! the record says why.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::Full;
+use sandbox_core::policy::Scheme;
+use sandbox_proxy::{ClientCredential, ProxyBuilder, Rules, Service, sources};
+
+use crate::clients::run;
+use crate::support::*;
+
+fn basic(pair: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(pair))
+}
+
+fn with(builder: ProxyBuilder, upstream: &Upstream, service: Service) -> ProxyBuilder {
+    allowed(builder, upstream).credential(service, Arc::new(sources::Static::new(SECRET)))
+}
+
+async fn start(upstream: &Upstream, service: Service) -> Running {
+    Running::start(|builder| with(builder, upstream, service)).await
+}
+
+/// As [`allowed`], with `other.test` beside.
+fn both(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
+    let rules = ["api.test", "other.test"].map(|name| format!("{} special-ranges", upstream.at(name)));
+    let rules = rules.iter().fold(Rules::new(), |rules, rule| rules.allow(rule));
+    builder
+        .policy(Arc::new(rules))
+        .resolve("api.test".parse().unwrap(), vec![LOCAL])
+        .resolve("other.test".parse().unwrap(), vec![LOCAL])
+        .extra_root(upstream.ca_pem.clone())
+}
+
+fn placeholder(running: &Running, variable: &str) -> String {
+    let all = running.proxy.placeholders();
+    all.into_iter().find(|(name, _)| name == variable).unwrap().1
+}
+
+fn get(at: &str, path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let mut request = Request::get(path).header("host", at);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).unwrap()
+}
+
+#[tokio::test]
+async fn placeholders_differ_between_sandboxes_and_can_be_kept() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let one = start(&upstream, Service::anthropic()).await;
+    let other = start(&upstream, Service::anthropic()).await;
+    let fork = Running::start(|builder| {
+        let tag = one.proxy.placeholder_tag().clone();
+        with(builder, &upstream, Service::anthropic()).placeholder_tag(tag)
+    })
+    .await;
+    let of = |running| placeholder(running, "ANTHROPIC_API_KEY");
+    assert!(of(&one).starts_with("sk-ant-api03-sandbox-placeholder-"));
+    assert!(!of(&one).contains("{unique}"));
+    assert_ne!(of(&one), of(&other));
+    assert_eq!(of(&one), of(&fork));
+}
+
+#[tokio::test]
+async fn placeholder_is_replaced_in_the_places_of_its_service_and_nowhere_else() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let at = upstream.at("api.test");
+        let service = Service::custom("api")
+            .in_place(&at)
+            .also_strips("x-api-key")
+            .also_strips_parameter("key")
+            .environment("API_KEY", "sk-holder-{unique}");
+        let running = start(&upstream, service).await;
+        let holder = placeholder(&running, "API_KEY");
+        let mut client = running.h1(&at).await;
+        for (header, sent, wanted) in [
+            ("authorization", format!("Bearer {holder}"), format!("Bearer {SECRET}")),
+            ("authorization", basic(&format!("me:{holder}")), basic(&format!("me:{SECRET}"))),
+            ("authorization", basic(&format!("{holder}:")), basic(&format!("{SECRET}:"))),
+            ("x-api-key", holder.clone(), SECRET.to_owned()),
+            ("user-agent", holder.clone(), holder.clone()),
+        ] {
+            let request = get(&at, &format!("/?q={holder}"), &[(header, &sent)]);
+            assert_eq!(send(&mut client, request).await.status(), StatusCode::OK);
+            assert_eq!(upstream.last().headers[header], wanted);
+            assert!(upstream.last().target.ends_with(&format!("/?q={holder}")));
+        }
+        let request = get(&at, &format!("/?key={holder}&q=1"), &[]);
+        send(&mut client, request).await;
+        let seen = upstream.last();
+        assert!(seen.target.ends_with("/?q=1&key=sk-test-4f9Zq%2Fx7%2BKd_tail"), "{}", seen.target);
+        // A body is the client's: it goes as it is, and the connection goes on.
+        let body = format!("my environment: API_KEY={holder}");
+        let request = Request::post("/body").header("host", &at).header("x-api-key", &holder);
+        let response = send(&mut client, request.body(Full::from(body.clone())).unwrap()).await;
+        assert_eq!(text(&response), body);
+        assert_eq!(upstream.last().body, body);
+        assert_eq!(upstream.last().headers["x-api-key"], SECRET);
+        // Without a placeholder nothing is injected.
+        send(&mut client, get(&at, "/", &[])).await;
+        assert!(!upstream.last().headers.contains_key("authorization"));
+    }
+}
+
+#[tokio::test]
+async fn placeholder_at_another_host_stays_one() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::start(|builder| {
+        let service = Service::custom("api")
+            .header(&upstream.at("api.test"), "x-api-key")
+            .environment("API_KEY", "sk-holder-{unique}");
+        both(builder, &upstream).credential(service, Arc::new(sources::Static::new(SECRET)))
+    })
+    .await;
+    let holder = placeholder(&running, "API_KEY");
+    let at = upstream.at("other.test");
+    let tunnel = running.connect(&at).await.unwrap();
+    // Opaque: the certificate is upstream's own.
+    let tls = tls(tunnel, &upstream.ca_pem, "other.test", &["http/1.1"]).await.unwrap();
+    let mut client = h1(tls).await;
+    let request = get(&at, "/", &[("x-api-key", &holder), ("authorization", "Bearer mine")]);
+    assert_eq!(send(&mut client, request).await.status(), StatusCode::OK);
+    assert_eq!(upstream.last().headers["x-api-key"], holder);
+    assert_eq!(upstream.last().headers["authorization"], "Bearer mine");
+}
+
+#[tokio::test]
+async fn secret_does_not_follow_a_redirect_to_another_host() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let (at, other) = (upstream.at("api.test"), upstream.at("other.test"));
+    let running = Running::start(|builder| {
+        let service = Service::custom("api")
+            .header(&at, "x-api-key")
+            .environment("API_KEY", "sk-holder-{unique}");
+        both(builder, &upstream).credential(service, Arc::new(sources::Static::new(SECRET)))
+    })
+    .await;
+    let holder = placeholder(&running, "API_KEY");
+    // Trusts both authorities, and sends its key wherever it is led.
+    let (key, location) = (format!("x-api-key: {holder}"), format!("x-location: https://{other}/echo"));
+    let url = format!("https://{at}/redirect-to");
+    let arguments = ["-sSk", "-L", "--location-trusted", "-H", &key, "-H", &location, "-w", "%{num_redirects}", &url];
+    let output = run(&running, "curl", &arguments).await.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && told.ends_with('1'), "{output:?}");
+    let seen = upstream.seen();
+    let [first, second] = seen.as_slice() else {
+        panic!("{seen:?}");
+    };
+    assert_eq!(first.headers["x-api-key"], SECRET);
+    assert!(second.target.contains("/echo"));
+    assert_eq!(second.headers["x-api-key"], holder);
+    assert!(!holds_secret(&format!("{:?}{told}", second.headers)));
+}
+
+#[tokio::test]
+async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let (auth, registry) = (upstream.at("api.test"), upstream.at("other.test"));
+    let running = Running::start(|builder| {
+        let service = Service::docker_io()
+            .moved("auth.docker.io", &auth)
+            .moved("registry-1.docker.io", &registry);
+        let pair = format!("alice:{SECRET}");
+        both(builder, &upstream).credential(service, Arc::new(sources::Static::new(pair)))
+    })
+    .await;
+    let mut client = running.h1(&auth).await;
+    for headers in [&[][..], &[("authorization", "Basic bWU6bWluZQ==")], &[("authorization", "Bearer mine")]] {
+        send(&mut client, get(&auth, "/token?service=r&account=me&scope=s", headers)).await;
+        assert_eq!(upstream.last().headers["authorization"], basic(&format!("alice:{SECRET}")));
+        assert!(upstream.last().target.ends_with("/token?service=r&scope=s"));
+    }
+    let echoed = send(&mut client, get(&auth, "/echo", &[])).await;
+    assert!(!holds_secret(&text(&echoed)), "{}", text(&echoed));
+    let mut client = running.h1(&registry).await;
+    send(&mut client, get(&registry, "/v2/", &[("authorization", "Bearer eyJ0.e30.c2ln")])).await;
+    assert_eq!(upstream.last().headers["authorization"], "Bearer eyJ0.e30.c2ln");
+    for value in ["Basic bWU6bWluZQ==", "Bearer a, Bearer b"] {
+        send(&mut client, get(&registry, "/v2/", &[("authorization", value)])).await;
+        assert!(!upstream.last().headers.contains_key("authorization"), "{value}");
+    }
+    let event = running.events.wait(|event| event.host == "other.test").await;
+    assert_eq!(event.credential, None);
+    assert!(event.credential_reason.unwrap().contains("gave to the client"));
+}
+
+#[tokio::test]
+async fn clients_own_credentials_never_go_out_beside_the_managed_one() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let at = upstream.at("api.test");
+        let service = Service::custom("api").header(&at, "x-api-key").also_strips_parameter("api_key");
+        let running = start(&upstream, service).await;
+        let path = "/?api_key=mine&API%5FKEY=mine&api.key=mine&q=1";
+        let own = [
+            ("x-api-key", "mine"),
+            ("x-api-key", "mine"),
+            ("x_api_key", "mine"),
+            ("authorization", "Bearer mine, Basic mine"),
+            ("proxy-authorization", "Basic mine"),
+            ("cookie", "a=mine"),
+            ("cookie", "b=mine"),
+            ("x-forwarded-host", "mine.test"),
+        ];
+        let mut h1 = running.h1(&at).await;
+        assert_eq!(send(&mut h1, get(&at, path, &own)).await.status(), StatusCode::OK);
+        let mut h2 = running.h2(&at).await;
+        let mut request = Request::get(format!("https://{at}{path}"));
+        for (name, value) in own {
+            request = request.header(name, value);
+        }
+        let response = send2(&mut h2, request.body(Full::default()).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let seen = upstream.seen();
+        assert_eq!(seen.len(), 2);
+        for seen in seen {
+            let keys: Vec<_> = seen.headers.get_all("x-api-key").iter().collect();
+            assert_eq!(keys, [SECRET]);
+            let all = format!("{} {:?}", seen.target, seen.headers);
+            assert!(!all.contains("mine"), "{all}");
+            assert!(seen.target.ends_with("/?q=1"), "{}", seen.target);
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_own_credentials_in_trailers_do_not_arrive() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut client = running.trailers(&at).await;
+    let mut trailers = HeaderMap::new();
+    for name in ["x-api-key", "x_api_key", "authorization", "cookie", "proxy-authorization"] {
+        trailers.insert(http::HeaderName::from_static(name), "mine".parse().unwrap());
+    }
+    trailers.insert("x-checksum", "1".parse().unwrap());
+    let request = Request::post(format!("https://{at}/body")).header("te", "trailers");
+    let body = WithTrailers(Some("data".into()), Some(trailers));
+    client.send_request(request.body(body).unwrap()).await.unwrap();
+    let seen = upstream.last();
+    assert_eq!(seen.body, "data");
+    let names: Vec<_> = seen.trailers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["x-checksum"]);
+}
+
+#[tokio::test]
+async fn record_says_why_there_is_a_credential_or_none() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let plain = Upstream::plain().await;
+    let at = upstream.at("api.test");
+    let definition = |mode: &str| {
+        let text = format!(
+            "format = 1\nname = \"api\"\nclient-credential = \"{mode}\"\n[[endpoint]]\nhosts = [\"{at}\"]\n\
+             paths = [\"/v1/*\"]\nput = \"bearer\"\n"
+        );
+        Service::from_toml(&text).unwrap()
+    };
+    let own = &[("authorization", "Bearer mine")][..];
+    for (mode, path, headers, credential, why) in [
+        ("replace", "/v1/a", own, Some("api"), "injected in header authorization after \"Bearer\""),
+        ("replace", "/v2/a", own, None, "takes no credential on this path"),
+        ("pass", "/v1/b", own, None, "the client's own credential passes"),
+        ("pass", "/v1/c", &[], Some("api"), "injected in header authorization"),
+        ("reject", "/v1/d", own, None, "which the service rejects"),
+    ] {
+        let running = start(&upstream, definition(mode)).await;
+        let mut client = running.h1(&at).await;
+        send(&mut client, get(&at, path, headers)).await;
+        let event = running.events.wait(|event| event.path.as_deref() == Some(path)).await;
+        let reason = event.credential_reason.unwrap();
+        assert!(reason.starts_with("api: ") && reason.contains(why), "{reason}");
+        assert_eq!(event.credential.as_deref(), credential, "{reason}");
+        let explained = running.proxy.explain_credential(Scheme::Tunnel, &"api.test".parse().unwrap(), upstream.port(), path);
+        assert_eq!(explained.is_injected(), path.starts_with("/v1/"));
+        if headers.is_empty() || mode == "replace" {
+            assert_eq!(explained.to_string(), reason, "one answer for both");
+        }
+    }
+    // A source that has nothing, and one that gives what cannot be sent.
+    for (source, why) in [
+        (sources::Env::new("SANDBOX_TEST_NOT_SET"), "environment variable SANDBOX_TEST_NOT_SET is not set"),
+    ] {
+        let running =
+            Running::start(|builder| allowed(builder, &upstream).credential(definition("replace"), Arc::new(source))).await;
+        running.get(&at, "/v1/e").await;
+        let event = running.events.wait(|event| event.path.as_deref() == Some("/v1/e")).await;
+        assert!(event.credential_reason.unwrap().contains(why));
+    }
+    // Plain HTTP to the same host and port.
+    let at = plain.at("api.test");
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow(&format!("http://{at} special-ranges"))))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+            .credential(Service::custom("api").bearer(&at), Arc::new(sources::Static::new(SECRET)))
+    })
+    .await;
+    let head = format!("GET http://{at}/f HTTP/1.1\r\nHost: {at}\r\nAuthorization: Bearer mine\r\nConnection: close\r\n\r\n");
+    assert!(running.raw(head).await.starts_with("HTTP/1.1 200"));
+    assert!(!plain.last().headers.contains_key("authorization"), "neither the secret nor the client's own");
+    let event = running.events.wait(|event| event.path.as_deref() == Some("/f")).await;
+    assert!(event.credential_reason.unwrap().contains("this is plain HTTP"));
+}
+
+#[tokio::test]
+async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let running = start(&upstream, Service::github().moved("github.com", &at)).await;
+    let in_place = Service::custom("git").in_place(&at).environment("GH_TOKEN", "ghp_holder{unique}");
+    let in_place = start(&upstream, in_place).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let git = async |running: &Running, arguments: &[&str]| {
+        let output = run(running, "git", arguments).await.unwrap();
+        assert!(output.status.success(), "{arguments:?} {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (work, bare) = (path("work"), path("bare.git"));
+    let as_me = ["-c", "user.name=t", "-c", "user.email=t@t.test"];
+    git(&running, &["init", "-q", &work]).await;
+    let commit = ["commit", "-qm", "first", "--allow-empty"];
+    git(&running, &[&["-C", &work][..], &as_me, &commit].concat()).await;
+    git(&running, &["clone", "-q", "--bare", &work, &bare]).await;
+    *upstream.files.lock().unwrap() = directory.path().to_owned();
+
+    let holder = placeholder(&running, "GH_TOKEN");
+    let header = format!("http.extraHeader=Authorization: {}", basic(&format!("x-access-token:{holder}")));
+    for (index, (user, options)) in [
+        (String::new(), &[][..]),
+        (format!("x-access-token:{holder}@"), &[]),
+        (format!("{holder}:x-oauth-basic@"), &[]),
+        ("me:mine@".to_owned(), &[]),
+        // As the checkout step of CI does it.
+        (String::new(), &["-c", &header]),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (url, clone) = (format!("https://{user}{at}/git/bare.git"), path(&format!("clone-{index}")));
+        git(&running, &[options, &["clone", "-q", &url, &clone][..]].concat()).await;
+        assert_eq!(git(&running, &["-C", &clone, "log", "--format=%s"]).await, "first\n");
+    }
+    assert!(upstream.seen().iter().all(|seen| seen.headers["authorization"] == basic(&format!("x-access-token:{SECRET}"))));
+
+    let clone = path("clone-0");
+    git(&running, &[&["-C", &clone][..], &as_me, &["commit", "-qm", "second", "--allow-empty"]].concat()).await;
+    git(&running, &["-C", &clone, "push", "-q"]).await;
+    assert!(git(&running, &["-C", &bare, "log", "--format=%s"]).await.starts_with("second\n"));
+
+    // In place, git is first refused and then sends Basic, in which the placeholder is replaced.
+    let holder = placeholder(&in_place, "GH_TOKEN");
+    let url = format!("https://x-access-token:{holder}@{at}/git/bare.git");
+    git(&in_place, &["clone", "-q", &url, &path("clone-in-place")]).await;
+    let refused = run(&in_place, "git", &["clone", "-q", &format!("https://me:mine@{at}/git/bare.git"), &path("no")]).await;
+    assert!(!refused.unwrap().status.success());
+}
+
+/// Sends its placeholder in every way that Python's best-known client has.
+const REQUESTS: &str = r#"
+import os, sys, requests
+url, key = sys.argv[1], os.environ["API_KEY"]
+for arguments in [{"auth": ("me", key)}, {"auth": (key, "")}, {"headers": {"Authorization": "Bearer " + key}}, {"params": {"key": key}}]:
+    print(requests.get(url + "/echo", **arguments).status_code)
+print(requests.post(url + "/body", json={"env": key}).json()["env"] == key)
+"#;
+
+#[tokio::test]
+async fn python_requests_sends_its_placeholder_in_every_way() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let service = Service::custom("api")
+        .bearer(&at)
+        .also_strips_parameter("key")
+        .environment("API_KEY", "sk-holder-{unique}")
+        .client_credential(ClientCredential::Reject);
+    let running = start(&upstream, service).await;
+    let url = format!("https://{at}");
+    let output = run(&running, "python3", &["-c", REQUESTS, &url]).await.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(told, "200\n200\n200\n200\nTrue\n", "{output:?}");
+    for seen in upstream.seen() {
+        assert_eq!(seen.headers["authorization"], format!("Bearer {SECRET}"));
+        assert!(!seen.target.contains("key="), "{}", seen.target);
+    }
+}
