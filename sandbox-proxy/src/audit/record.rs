@@ -125,7 +125,8 @@ impl Record {
 
     /// Why there is a credential or none.
     pub(crate) fn credential_reason(&self, reason: &str) {
-        self.tell(|told| told.credential_reason = Some(shown(reason)));
+        let reason = self.kept(reason);
+        self.tell(|told| told.credential_reason = Some(reason));
     }
 
     pub(crate) fn status(&self, status: StatusCode) {
@@ -178,7 +179,13 @@ impl Drop for Record {
         }
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);
         let texts = [&mut told.host, &mut told.rule, &mut told.outcome].into_iter();
-        let options = [&mut told.method, &mut told.path, &mut told.credential].into_iter();
+        let options = [
+            &mut told.method,
+            &mut told.path,
+            &mut told.credential,
+            &mut told.credential_reason,
+        ]
+        .into_iter();
         for text in texts.chain(options.filter_map(Option::as_mut)) {
             // First, since nothing is found in what is escaped or cut off.
             self.hub.scrub(text);

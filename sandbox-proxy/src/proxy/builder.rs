@@ -188,10 +188,12 @@ impl ProxyBuilder {
             .placeholder_tag
             .or_else(|| PlaceholderTag::random(provider.secure_random))
             .ok_or(ProxyError::Random)?;
-        let bounds = self.services.into_iter().map(|bound| bound.tagged(&placeholder_tag));
-        let services = Directory::new(bounds.collect()).map_err(
-            |Conflict { first, second, host }| ProxyError::SameHost { first, second, host },
-        )?;
+        let bounds = self
+            .services
+            .into_iter()
+            .map(|bound| bound.tagged(&placeholder_tag));
+        let services = Directory::new(bounds.collect())
+            .map_err(|Conflict { first, second, host }| ProxyError::SameHost { first, second, host })?;
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
             sandbox: self.sandbox,

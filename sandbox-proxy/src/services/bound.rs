@@ -98,12 +98,12 @@ impl Bound {
         let _turn = self.fetches.acquire().await.ok();
         // A panic in it is the fault of a source of the user's own, and no reason to drop the guest's stream.
         let mut fetched = pin!(self.source.fetch(&request));
-        let asked = poll_fn(|cx| {
-            match catch_unwind(AssertUnwindSafe(|| fetched.as_mut().poll(cx))) {
+        let asked = poll_fn(
+            |cx| match catch_unwind(AssertUnwindSafe(|| fetched.as_mut().poll(cx))) {
                 Ok(polled) => polled.map(Some),
                 Err(_) => std::task::Poll::Ready(None),
-            }
-        });
+            },
+        );
         match asked.await {
             Some(issued) => issued.map(|issued| issued.credential),
             None => Err(CredentialError::Failed {

@@ -82,14 +82,20 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
     })?;
     if definition.format != FORMAT {
         return Err(InvalidService::Definition {
-            message: format!("it has format {}, and this version reads {FORMAT}", definition.format),
+            message: format!(
+                "it has format {}, and this version reads {FORMAT}",
+                definition.format
+            ),
         });
     }
     let mut service = Service::custom(definition.name).client_credential(definition.client_credential);
     service.revision = definition.revision;
     service.plain_http = definition.plain_http_allowed;
     for EndpointDefinition { hosts, paths, put } in definition.endpoint {
-        let paths: Vec<_> = paths.iter().map(|path| (path, PathPattern::parse(path))).collect();
+        let paths: Vec<_> = paths
+            .iter()
+            .map(|path| (path, PathPattern::parse(path)))
+            .collect();
         if let Some((path, _)) = paths.iter().find(|(_, pattern)| pattern.is_none()) {
             return Err(InvalidService::Path {
                 service: service.name,

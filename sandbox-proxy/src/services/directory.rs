@@ -98,7 +98,8 @@ impl Directory {
         let mut elsewhere = None;
         for entries in self.candidates(host) {
             let first = entries.iter().find(|entry| {
-                (entry.port == port || !holds("bound-port")) && (tls || entry.plain_http || !holds("tls-only"))
+                (entry.port == port || !holds("bound-port"))
+                    && (tls || entry.plain_http || !holds("tls-only"))
             });
             if let Some(first) = first {
                 let endpoints = entries
@@ -112,7 +113,8 @@ impl Directory {
             }
             elsewhere = elsewhere.or_else(|| {
                 // The same site without TLS is one where its credentials must not be sent either.
-                let is_site = |entry: &&Entry| !tls && (entry.port == port || (entry.port, port) == (443, 80));
+                let is_site =
+                    |entry: &&Entry| !tls && (entry.port == port || (entry.port, port) == (443, 80));
                 entries.iter().find(is_site).or(entries.first())
             });
             ports.extend(entries.iter().map(|entry| entry.port));

@@ -89,18 +89,6 @@ impl Hosts {
             Err(None)
         }
     }
-
-    pub(crate) fn matches(&self, host: &Host) -> bool {
-        let below = |base: &HostName| {
-            let name = host.name()?.as_str().strip_suffix(base.as_str())?;
-            name.strip_suffix('.').filter(|labels| !labels.is_empty())
-        };
-        match self {
-            Self::Exact(own) => own == host,
-            Self::Children(base) => below(base).is_some_and(|labels| !labels.contains('.')),
-            Self::Descendants(base) => below(base).is_some(),
-        }
-    }
 }
 
 impl std::fmt::Display for Hosts {
@@ -169,37 +157,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wildcards_of_hosts_mean_what_they_mean_in_rules() {
-        let matches = |pattern: &str, host: &str| {
-            Hosts::parse(pattern)
-                .unwrap()
-                .matches(&host.parse::<Host>().unwrap())
-        };
-        for (pattern, host, wanted) in [
-            ("a.test", "a.test", true),
-            ("A.TEST.", "a.test", true),
-            ("a.test", "b.a.test", false),
-            ("*.a.test", "b.a.test", true),
-            ("*.a.test", "a.test", false),
-            ("*.a.test", "c.b.a.test", false),
-            ("*.a.test", "ba.test", false),
-            ("*.a.test", "xa.test", false),
-            ("**.a.test", "c.b.a.test", true),
-            ("**.a.test", "b.a.test", true),
-            ("**.a.test", "a.test", false),
-            ("**.a.test", "evila.test", false),
-            ("**.a.test", "a.test.evil.test", false),
-            ("127.0.0.1", "127.0.0.1", true),
-            ("[::ffff:127.0.0.1]", "127.0.0.1", true),
-        ] {
-            assert_eq!(matches(pattern, host), wanted, "{pattern} {host}");
-        }
-        for bad in ["*.com", "**.com", "*", "**", "a.*.test", "*.", "***.a.test", "*.1.2.3.4"] {
-            assert!(Hosts::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn paths_are_whole_or_open_where_a_star_is() {
         for (pattern, path, wanted) in [
             ("/token", "/token", true),
@@ -211,7 +168,11 @@ mod tests {
             ("*/lfs/*", "/a/lfs/b", true),
             ("*", "/", true),
         ] {
-            assert_eq!(PathPattern::parse(pattern).unwrap().matches(path), wanted, "{pattern} {path}");
+            assert_eq!(
+                PathPattern::parse(pattern).unwrap().matches(path),
+                wanted,
+                "{pattern} {path}"
+            );
         }
         for bad in ["", "a", "/a*b", "/**"] {
             assert!(PathPattern::parse(bad).is_none(), "{bad}");

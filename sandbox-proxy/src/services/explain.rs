@@ -96,14 +96,22 @@ impl fmt::Display for CredentialReason {
                 f.write_str("not injected: the service has this host on other ports only:")?;
                 ports.iter().try_for_each(|port| write!(f, " {port}"))
             }
-            Self::PlainHttp => f.write_str("not injected: the service takes TLS only, and this is plain HTTP"),
+            Self::PlainHttp => {
+                f.write_str("not injected: the service takes TLS only, and this is plain HTTP")
+            }
             Self::OtherPath => f.write_str("not injected: the service takes no credential on this path"),
             Self::NoPlaceholder => {
                 f.write_str("not injected: the client sent no placeholder where the service expects one")
             }
-            Self::ClientsOwn => f.write_str("not injected: the client's own credential passes, as the service says"),
-            Self::Rejected => f.write_str("not injected: the client sent its own credential, which the service rejects"),
-            Self::Issued => f.write_str("not injected: a token that the service gave to the client goes through"),
+            Self::ClientsOwn => {
+                f.write_str("not injected: the client's own credential passes, as the service says")
+            }
+            Self::Rejected => {
+                f.write_str("not injected: the client sent its own credential, which the service rejects")
+            }
+            Self::Issued => {
+                f.write_str("not injected: a token that the service gave to the client goes through")
+            }
             Self::Source { cause } => write!(f, "not injected: {cause}"),
             Self::SourceTimeout => f.write_str("not injected: the source took too long"),
             Self::Unsendable { cause } => write!(f, "not injected: {cause}"),

@@ -120,6 +120,7 @@ fn named(name: &'static str) -> Service {
 }
 
 fn load(known: &Known) -> Service {
-    let parse = || definition::parse(known.text).unwrap_or_else(|error| Service::custom(known.name).fail(error));
+    let parse =
+        || definition::parse(known.text).unwrap_or_else(|error| Service::custom(known.name).fail(error));
     known.parsed.get_or_init(parse).clone()
 }

@@ -74,7 +74,9 @@ pub enum InvalidService {
         service: String,
     },
     /// A text that is no `host` or `host:port`; the host can be `*.name` or `**.name`, if the name has a dot.
-    #[error("service {service}: {text:?} is not a host or host:port; wildcards are *.name and **.name below a domain")]
+    #[error(
+        "service {service}: {text:?} is not a host or host:port; wildcards are *.name and **.name below a domain"
+    )]
     Host {
         /// The service's name.
         service: String,
@@ -101,7 +103,9 @@ pub enum InvalidService {
         text: String,
     },
     /// A text that cannot be a placeholder.
-    #[error("service {service}: the placeholder of {variable} must be 1 to 512 visible characters without a colon")]
+    #[error(
+        "service {service}: the placeholder of {variable} must be 1 to 512 visible characters without a colon"
+    )]
     Placeholder {
         /// The service's name.
         service: String,

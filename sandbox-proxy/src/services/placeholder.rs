@@ -18,7 +18,9 @@ pub struct PlaceholderTag(String);
 
 /// A text that is no [`PlaceholderTag`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a placeholder's tag is 16 lower-case letters and digits: give one that Proxy::placeholder_tag returned")]
+#[error(
+    "a placeholder's tag is 16 lower-case letters and digits: give one that Proxy::placeholder_tag returned"
+)]
 pub struct InvalidPlaceholderTag;
 
 impl PlaceholderTag {
@@ -72,7 +74,13 @@ mod tests {
         assert_ne!(one, other);
         assert_eq!(one.as_str().parse(), Ok(one.clone()));
         assert_eq!(one.fill("a-{unique}"), format!("a-{}", one.as_str()));
-        for bad in ["", "short", "ABCDEFGHIJKLMNOP", "abcdefghijklmno\n", "abcdefghijklmnopq"] {
+        for bad in [
+            "",
+            "short",
+            "ABCDEFGHIJKLMNOP",
+            "abcdefghijklmno\n",
+            "abcdefghijklmnopq",
+        ] {
             assert!(bad.parse::<PlaceholderTag>().is_err(), "{bad:?}");
         }
     }

@@ -3,8 +3,8 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -131,7 +131,10 @@ pub(super) fn hold_clients_own(parts: &Parts, service: &Service) -> bool {
         .iter()
         .any(|(name, value)| is_place(name, service) && find(value.as_bytes(), service).is_none());
     let in_query = query::parameters(parts.uri.query().unwrap_or("")).any(|(_, name, value)| {
-        service.stripped_parameters.iter().any(|s| query::is_named(name, s))
+        service
+            .stripped_parameters
+            .iter()
+            .any(|s| query::is_named(name, s))
             && find(query::decode(value).as_bytes(), service).is_none()
     });
     let in_protocols = protocols(&parts.headers)

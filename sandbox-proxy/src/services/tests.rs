@@ -27,7 +27,8 @@ fn basic(pair: &str) -> String {
 
 fn directory(services: impl IntoIterator<Item = Service>) -> Directory {
     let tag: PlaceholderTag = "0123456789abcdef".parse().unwrap();
-    let bind = |service| bound::Bound::new(service, std::sync::Arc::new(sources::Static::new("x"))).tagged(&tag);
+    let bind =
+        |service| bound::Bound::new(service, std::sync::Arc::new(sources::Static::new("x"))).tagged(&tag);
     Directory::new(services.into_iter().map(bind).collect()).unwrap()
 }
 
@@ -56,50 +57,290 @@ fn inject(parts: &mut Parts, service: &Service, secret: &str) -> Result<Injected
 
 /// One request to a built-in service, and what must arrive: a header or the whole target.
 const TABLE: &[(&str, &str, &str, &str, &str)] = &[
-    ("anthropic", "api.anthropic.com", "/v1/messages", "x-api-key", "SECRET"),
-    ("bitbucket", "api.bitbucket.org", "/2.0/user", "authorization", "Bearer SECRET"),
-    ("bitbucket", "bitbucket.org", "/a/b.git/info/refs", "authorization", "Basic x-token-auth:SECRET"),
-    ("cerebras", "api.cerebras.ai", "/v1/models", "authorization", "Bearer SECRET"),
-    ("cohere", "api.cohere.com", "/v2/chat", "authorization", "Bearer SECRET"),
-    ("crates.io", "crates.io", "/api/v1/crates/new", "authorization", "SECRET"),
-    ("deepseek", "api.deepseek.com", "/models", "authorization", "Bearer SECRET"),
-    ("docker.io", "auth.docker.io", "/token", "authorization", "Basic user:SECRET"),
+    (
+        "anthropic",
+        "api.anthropic.com",
+        "/v1/messages",
+        "x-api-key",
+        "SECRET",
+    ),
+    (
+        "bitbucket",
+        "api.bitbucket.org",
+        "/2.0/user",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "bitbucket",
+        "bitbucket.org",
+        "/a/b.git/info/refs",
+        "authorization",
+        "Basic x-token-auth:SECRET",
+    ),
+    (
+        "cerebras",
+        "api.cerebras.ai",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "cohere",
+        "api.cohere.com",
+        "/v2/chat",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "crates.io",
+        "crates.io",
+        "/api/v1/crates/new",
+        "authorization",
+        "SECRET",
+    ),
+    (
+        "deepseek",
+        "api.deepseek.com",
+        "/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "docker.io",
+        "auth.docker.io",
+        "/token",
+        "authorization",
+        "Basic user:SECRET",
+    ),
     ("docker.io", "registry-1.docker.io", "/v2/", "authorization", "-"),
-    ("fireworks", "api.fireworks.ai", "/inference/v1/models", "authorization", "Bearer SECRET"),
-    ("ghcr.io", "ghcr.io", "/token", "authorization", "Basic x-access-token:SECRET"),
-    ("ghcr.io", "ghcr.io", "/v2/", "authorization", "Bearer base64 SECRET"),
-    ("github", "api.github.com", "/user", "authorization", "Bearer SECRET"),
-    ("github", "uploads.github.com", "/repos", "authorization", "Bearer SECRET"),
-    ("github", "raw.githubusercontent.com", "/a/b/main/c", "authorization", "Bearer SECRET"),
-    ("github", "npm.pkg.github.com", "/a", "authorization", "Bearer SECRET"),
-    ("github", "github.com", "/a/b.git/info/refs", "authorization", "Basic x-access-token:SECRET"),
-    ("github", "gist.github.com", "/a.git/info/refs", "authorization", "Basic x-access-token:SECRET"),
-    ("github", "codeload.github.com", "/a/b/tar.gz/main", "authorization", "Basic x-access-token:SECRET"),
-    ("github", "maven.pkg.github.com", "/a/b", "authorization", "Basic x-access-token:SECRET"),
-    ("gitlab", "gitlab.com", "/api/v4/user", "authorization", "Bearer SECRET"),
-    ("gitlab", "gitlab.com", "/a/b.git/info/refs", "authorization", "Basic oauth2:SECRET"),
-    ("gitlab", "gitlab.com", "/jwt/auth", "authorization", "Basic oauth2:SECRET"),
+    (
+        "fireworks",
+        "api.fireworks.ai",
+        "/inference/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "ghcr.io",
+        "ghcr.io",
+        "/token",
+        "authorization",
+        "Basic x-access-token:SECRET",
+    ),
+    (
+        "ghcr.io",
+        "ghcr.io",
+        "/v2/",
+        "authorization",
+        "Bearer base64 SECRET",
+    ),
+    (
+        "github",
+        "api.github.com",
+        "/user",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "github",
+        "uploads.github.com",
+        "/repos",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "github",
+        "raw.githubusercontent.com",
+        "/a/b/main/c",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "github",
+        "npm.pkg.github.com",
+        "/a",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "github",
+        "github.com",
+        "/a/b.git/info/refs",
+        "authorization",
+        "Basic x-access-token:SECRET",
+    ),
+    (
+        "github",
+        "gist.github.com",
+        "/a.git/info/refs",
+        "authorization",
+        "Basic x-access-token:SECRET",
+    ),
+    (
+        "github",
+        "codeload.github.com",
+        "/a/b/tar.gz/main",
+        "authorization",
+        "Basic x-access-token:SECRET",
+    ),
+    (
+        "github",
+        "maven.pkg.github.com",
+        "/a/b",
+        "authorization",
+        "Basic x-access-token:SECRET",
+    ),
+    (
+        "gitlab",
+        "gitlab.com",
+        "/api/v4/user",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "gitlab",
+        "gitlab.com",
+        "/a/b.git/info/refs",
+        "authorization",
+        "Basic oauth2:SECRET",
+    ),
+    (
+        "gitlab",
+        "gitlab.com",
+        "/jwt/auth",
+        "authorization",
+        "Basic oauth2:SECRET",
+    ),
     ("gitlab", "registry.gitlab.com", "/v2/", "authorization", "-"),
-    ("google", "generativelanguage.googleapis.com", "/v1beta/models", "x-goog-api-key", "SECRET"),
-    ("groq", "api.groq.com", "/openai/v1/models", "authorization", "Bearer SECRET"),
-    ("huggingface", "huggingface.co", "/api/whoami-v2", "authorization", "Bearer SECRET"),
-    ("huggingface", "huggingface.co", "/a/b/resolve/main/c", "authorization", "Bearer SECRET"),
-    ("huggingface", "huggingface.co", "/a/b/info/refs", "authorization", "Basic user:SECRET"),
-    ("huggingface", "huggingface.co", "/a/b.git/info/lfs/objects/batch", "authorization", "Basic user:SECRET"),
-    ("huggingface", "router.huggingface.co", "/v1/models", "authorization", "Bearer SECRET"),
-    ("huggingface", "api-inference.huggingface.co", "/models/a", "authorization", "Bearer SECRET"),
-    ("mistral", "api.mistral.ai", "/v1/models", "authorization", "Bearer SECRET"),
-    ("npm", "registry.npmjs.org", "/a", "authorization", "Bearer SECRET"),
-    ("openai", "api.openai.com", "/v1/models", "authorization", "Bearer SECRET"),
-    ("openrouter", "openrouter.ai", "/api/v1/models", "authorization", "Bearer SECRET"),
+    (
+        "google",
+        "generativelanguage.googleapis.com",
+        "/v1beta/models",
+        "x-goog-api-key",
+        "SECRET",
+    ),
+    (
+        "groq",
+        "api.groq.com",
+        "/openai/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "huggingface",
+        "huggingface.co",
+        "/api/whoami-v2",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "huggingface",
+        "huggingface.co",
+        "/a/b/resolve/main/c",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "huggingface",
+        "huggingface.co",
+        "/a/b/info/refs",
+        "authorization",
+        "Basic user:SECRET",
+    ),
+    (
+        "huggingface",
+        "huggingface.co",
+        "/a/b.git/info/lfs/objects/batch",
+        "authorization",
+        "Basic user:SECRET",
+    ),
+    (
+        "huggingface",
+        "router.huggingface.co",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "huggingface",
+        "api-inference.huggingface.co",
+        "/models/a",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "mistral",
+        "api.mistral.ai",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "npm",
+        "registry.npmjs.org",
+        "/a",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "openai",
+        "api.openai.com",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "openrouter",
+        "openrouter.ai",
+        "/api/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
     ("openrouter", "openrouter.ai", "/models", "authorization", "-"),
-    ("perplexity", "api.perplexity.ai", "/chat/completions", "authorization", "Bearer SECRET"),
-    ("pypi", "upload.pypi.org", "/legacy/", "authorization", "Basic __token__:SECRET"),
-    ("quay.io", "quay.io", "/v2/auth", "authorization", "Basic user:SECRET"),
+    (
+        "perplexity",
+        "api.perplexity.ai",
+        "/chat/completions",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "pypi",
+        "upload.pypi.org",
+        "/legacy/",
+        "authorization",
+        "Basic __token__:SECRET",
+    ),
+    (
+        "quay.io",
+        "quay.io",
+        "/v2/auth",
+        "authorization",
+        "Basic user:SECRET",
+    ),
     ("quay.io", "quay.io", "/v2/a/b/manifests/c", "authorization", "-"),
-    ("replicate", "api.replicate.com", "/v1/models", "authorization", "Bearer SECRET"),
-    ("rubygems", "rubygems.org", "/api/v1/gems", "authorization", "SECRET"),
-    ("together", "api.together.xyz", "/v1/models", "authorization", "Bearer SECRET"),
+    (
+        "replicate",
+        "api.replicate.com",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "rubygems",
+        "rubygems.org",
+        "/api/v1/gems",
+        "authorization",
+        "SECRET",
+    ),
+    (
+        "together",
+        "api.together.xyz",
+        "/v1/models",
+        "authorization",
+        "Bearer SECRET",
+    ),
     ("xai", "api.x.ai", "/v1/models", "authorization", "Bearer SECRET"),
 ];
 
@@ -111,7 +352,12 @@ fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_
         let sent = service.stripped_parameters.iter();
         query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
         let mut protocols = vec!["realtime".to_owned()];
-        protocols.extend(service.stripped_protocols.iter().map(|start| format!("{start}mine")));
+        protocols.extend(
+            service
+                .stripped_protocols
+                .iter()
+                .map(|start| format!("{start}mine")),
+        );
         let mut headers = vec![("sec-websocket-protocol".to_owned(), protocols.join(", "))];
         for header in &service.stripped_headers {
             // Twice, and as CGI would read it, too.
@@ -121,13 +367,25 @@ fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_
         }
         let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let mut parts = request(&format!("{path}?{}", query.join("&")), &headers);
-        let secret = if wanted.contains("user:") && name.contains(".io") { "user:SECRET" } else { "SECRET" };
+        let secret = if wanted.contains("user:") && name.contains(".io") {
+            "user:SECRET"
+        } else {
+            "SECRET"
+        };
         let injected = send(&mut parts, &service, host, secret).unwrap();
         let sent = format!("{} {:?}", parts.uri, parts.headers);
         assert!(!sent.contains("mine"), "{name} {host}: {sent}");
-        assert_eq!(parts.uri, format!("{path}?alt=sse"), "{name} {host}");
-        assert_eq!(parts.headers["sec-websocket-protocol"], "realtime", "{name} {host}");
-        let values: Vec<_> = parts.headers.get_all(*header).iter().map(|v| v.to_str().unwrap()).collect();
+        assert_eq!(parts.uri, *format!("{path}?alt=sse"), "{name} {host}");
+        assert_eq!(
+            parts.headers["sec-websocket-protocol"], "realtime",
+            "{name} {host}"
+        );
+        let values: Vec<_> = parts
+            .headers
+            .get_all(*header)
+            .iter()
+            .map(|v| v.to_str().unwrap())
+            .collect();
         let wanted = match wanted.split_once(' ') {
             Some(("Basic", pair)) => basic(pair),
             Some(("Bearer", "base64 SECRET")) => format!("Bearer {}", BASE64_STANDARD.encode("SECRET")),
@@ -136,7 +394,11 @@ fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_
         if wanted == "-" {
             assert_eq!((values.len(), injected), (0, Injected::NotHere), "{name} {host}");
         } else {
-            assert_eq!((values.as_slice(), injected), (&[wanted.as_str()][..], Injected::Managed), "{name} {host}");
+            assert_eq!(
+                (values.as_slice(), injected),
+                (&[wanted.as_str()][..], Injected::Managed),
+                "{name} {host}"
+            );
         }
     }
 }
@@ -150,20 +412,38 @@ fn table_has_every_host_of_every_built_in_service() {
         service.validate().unwrap();
         for endpoint in &service.endpoints {
             let hosts = endpoint.hosts.to_string();
-            assert!(TABLE.iter().any(|row| row.0 == name && row.1 == hosts), "{name} {hosts}");
+            assert!(
+                TABLE.iter().any(|row| row.0 == name && row.1 == hosts),
+                "{name} {hosts}"
+            );
             let host = hosts.parse().unwrap();
             let directory = directory([service.clone()]);
             assert!(directory.select(true, &host, 443).unwrap().is_bound());
             for (tls, port) in [(false, 443), (false, 80), (true, 8443), (true, 80)] {
-                assert!(!directory.select(tls, &host, port).unwrap().is_bound(), "{name} {hosts} {tls} {port}");
+                assert!(
+                    !directory.select(tls, &host, port).unwrap().is_bound(),
+                    "{name} {hosts} {tls} {port}"
+                );
             }
         }
     }
     assert!(Service::known("nonsense").is_none());
     for service in [
-        Service::anthropic(), Service::openai(), Service::github(), Service::gitlab(), Service::google(),
-        Service::groq(), Service::huggingface(), Service::mistral(), Service::openrouter(), Service::xai(),
-        Service::npm(), Service::pypi(), Service::crates_io(), Service::docker_io(), Service::ghcr_io(),
+        Service::anthropic(),
+        Service::openai(),
+        Service::github(),
+        Service::gitlab(),
+        Service::google(),
+        Service::groq(),
+        Service::huggingface(),
+        Service::mistral(),
+        Service::openrouter(),
+        Service::xai(),
+        Service::npm(),
+        Service::pypi(),
+        Service::crates_io(),
+        Service::docker_io(),
+        Service::ghcr_io(),
     ] {
         service.validate().unwrap();
     }
@@ -227,7 +507,10 @@ fn duplicates_in_any_case_are_replaced_by_one() {
 #[test]
 fn query_parameter_replaces_every_spelling_of_itself() {
     let service = Service::custom("x").query("api.test", "key");
-    let mut parts = request("/v1?a=1;key=mine&%6bey=mine&b=2;c=3&&KEY=mine&key[]=mine&key%00=mine", &[]);
+    let mut parts = request(
+        "/v1?a=1;key=mine&%6bey=mine&b=2;c=3&&KEY=mine&key[]=mine&key%00=mine",
+        &[],
+    );
     inject(&mut parts, &service, SECRET).unwrap();
     assert_eq!(
         parts.uri.to_string(),
@@ -237,8 +520,13 @@ fn query_parameter_replaces_every_spelling_of_itself() {
 
 #[test]
 fn credential_in_the_query_does_not_stay_beside_that_in_a_header() {
-    let service = Service::custom("x").bearer("api.test").also_strips_parameter("api_key");
-    let mut parts = request("/?api_key=mine&api.key=mine&q=1", &[("authorization", "Bearer mine")]);
+    let service = Service::custom("x")
+        .bearer("api.test")
+        .also_strips_parameter("api_key");
+    let mut parts = request(
+        "/?api_key=mine&api.key=mine&q=1",
+        &[("authorization", "Bearer mine")],
+    );
     inject(&mut parts, &service, "managed").unwrap();
     assert_eq!(parts.uri, "/?q=1");
     assert_eq!(parts.headers["authorization"], "Bearer managed");
@@ -298,7 +586,10 @@ fn credentials_among_subprotocols_are_stripped_or_left_as_the_service_says() {
     let service = service.client_credential(ClientCredential::Reject);
     assert!(inject(&mut request("/", alone), &service, "managed").is_err());
     let mut placeholder = request("/", &[("sec-websocket-protocol", "v1, api-key.holder")]);
-    assert_eq!(inject(&mut placeholder, &service, "managed"), Ok(Injected::Managed));
+    assert_eq!(
+        inject(&mut placeholder, &service, "managed"),
+        Ok(Injected::Managed)
+    );
 }
 
 #[test]
@@ -317,14 +608,32 @@ fn placeholders_are_known_bare_after_a_scheme_and_in_both_halves_of_basic() {
         .bearer("api.test")
         .environment("X", "holder")
         .client_credential(ClientCredential::Reject);
-    let fine = ["holder", " holder ", "Bearer holder", "token holder", "bearer  holder"].map(str::to_owned);
+    let fine = [
+        "holder",
+        " holder ",
+        "Bearer holder",
+        "token holder",
+        "bearer  holder",
+    ]
+    .map(str::to_owned);
     let halves = ["user:holder", "holder:", "holder:x-oauth-basic"].map(basic);
     for value in fine.iter().chain(&halves) {
         let mut parts = request("/", &[("authorization", value)]);
-        assert_eq!(inject(&mut parts, &service, "managed"), Ok(Injected::Managed), "{value}");
+        assert_eq!(
+            inject(&mut parts, &service, "managed"),
+            Ok(Injected::Managed),
+            "{value}"
+        );
         assert_eq!(parts.headers["authorization"], "Bearer managed", "{value}");
     }
-    let own = ["Bearer mine", "Bearer holder mine", "holder, mine", "Bearer holder, Bearer mine", "holderholder", "HOLDER"];
+    let own = [
+        "Bearer mine",
+        "Bearer holder mine",
+        "holder, mine",
+        "Bearer holder, Bearer mine",
+        "holderholder",
+        "HOLDER",
+    ];
     let halves = ["user:mine", "user:holderx", "user:x:holder"].map(basic);
     let broken = ["Basic holder", "Basic !!!", ""].map(str::to_owned);
     for value in own.map(str::to_owned).iter().chain(&halves).chain(&broken) {
@@ -339,7 +648,10 @@ fn placeholders_are_known_bare_after_a_scheme_and_in_both_halves_of_basic() {
     let mut own = request("/", &[("authorization", "Bearer mine")]);
     assert_eq!(inject(&mut own, &service, "managed"), Ok(Injected::Own));
     assert_eq!(own.headers["authorization"], "Bearer mine");
-    assert_eq!(inject(&mut request("/", &[]), &service, "managed"), Ok(Injected::Managed));
+    assert_eq!(
+        inject(&mut request("/", &[]), &service, "managed"),
+        Ok(Injected::Managed)
+    );
 }
 
 #[test]
@@ -351,8 +663,16 @@ fn in_place_replaces_placeholders_where_they_stand_and_strips_the_rest() {
         .environment("X", "holder");
     for (header, sent, wanted) in [
         ("x-api-key", "holder".to_owned(), Some("managed".to_owned())),
-        ("authorization", "token holder".to_owned(), Some("token managed".to_owned())),
-        ("authorization", basic("holder:x-oauth-basic"), Some(basic("managed:x-oauth-basic"))),
+        (
+            "authorization",
+            "token holder".to_owned(),
+            Some("token managed".to_owned()),
+        ),
+        (
+            "authorization",
+            basic("holder:x-oauth-basic"),
+            Some(basic("managed:x-oauth-basic")),
+        ),
         ("authorization", basic("me:holder"), Some(basic("me:managed"))),
         ("authorization", basic("me:mine"), None),
         ("authorization", "Bearer holder, Bearer mine".to_owned(), None),
@@ -360,10 +680,21 @@ fn in_place_replaces_placeholders_where_they_stand_and_strips_the_rest() {
     ] {
         let mut parts = request("/?q=holder", &[(header, &sent), ("cookie", "mine")]);
         let injected = inject(&mut parts, &service, "managed").unwrap();
-        let sent_on = parts.headers.get(header).map(|value| value.to_str().unwrap().to_owned());
+        let sent_on = parts
+            .headers
+            .get(header)
+            .map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(sent_on, wanted, "{sent}");
         let asked = header != "x-other" && wanted.is_some();
-        assert_eq!(injected, if asked { Injected::Managed } else { Injected::NotAsked }, "{sent}");
+        assert_eq!(
+            injected,
+            if asked {
+                Injected::Managed
+            } else {
+                Injected::NotAsked
+            },
+            "{sent}"
+        );
         assert!(!parts.headers.contains_key("cookie"));
         assert_eq!(parts.uri, "/?q=holder", "not a place of the service");
     }
@@ -376,7 +707,10 @@ fn in_place_replaces_placeholders_where_they_stand_and_strips_the_rest() {
 fn only_a_lone_bearer_token_passes_to_a_registry_that_issued_it() {
     let service = Service::docker_io();
     let to = |parts: &mut Parts| send(parts, &service, "registry-1.docker.io", "u:p").unwrap();
-    let mut parts = request("/v2/", &[("authorization", "Bearer eyJ.a-b_c.d="), ("cookie", "mine")]);
+    let mut parts = request(
+        "/v2/",
+        &[("authorization", "Bearer eyJ.a-b_c.d="), ("cookie", "mine")],
+    );
     assert_eq!(to(&mut parts), Injected::Issued);
     assert_eq!(parts.headers["authorization"], "Bearer eyJ.a-b_c.d=");
     assert!(parts.headers["authorization"].is_sensitive());
@@ -396,7 +730,13 @@ fn only_a_lone_bearer_token_passes_to_a_registry_that_issued_it() {
 #[test]
 fn pairs_must_be_pairs_and_their_password_is_a_secret_of_its_own() {
     let service = Service::docker_io();
-    let error = send(&mut request("/token", &[]), &service, "auth.docker.io", "no-colon").unwrap_err();
+    let error = send(
+        &mut request("/token", &[]),
+        &service,
+        "auth.docker.io",
+        "no-colon",
+    )
+    .unwrap_err();
     assert!(matches!(error, InjectError::Pair(_)) && !error.to_string().contains("no-colon"));
     let managed = managed(&service, "auth.docker.io").unwrap();
     let token = Credential::Token(SecretString::from("user:pass:word"));
@@ -411,18 +751,36 @@ fn the_most_specific_hosts_decide_and_other_ports_and_plain_http_get_nothing() {
     let directory = directory([
         Service::custom("wide").bearer("**.a.test"),
         Service::custom("child").bearer("*.a.test"),
-        Service::custom("exact").bearer("x.a.test").bearer("x.a.test:8443"),
-        Service::custom("plain").bearer("plain.test:80").plain_http_allowed(),
+        Service::custom("exact")
+            .bearer("x.a.test")
+            .bearer("x.a.test:8443"),
+        Service::custom("plain")
+            .bearer("plain.test:80")
+            .plain_http_allowed(),
     ]);
-    let explain = |tls, host: &str, port| directory.explain(tls, &host.parse().unwrap(), port, "/").to_string();
+    let explain = |tls, host: &str, port| {
+        directory
+            .explain(tls, &host.parse().unwrap(), port, "/")
+            .to_string()
+    };
     let bearer = "injected in header authorization after \"Bearer\"";
-    for (host, name) in [("x.a.test", "exact"), ("y.a.test", "child"), ("z.y.a.test", "wide")] {
+    for (host, name) in [
+        ("x.a.test", "exact"),
+        ("y.a.test", "child"),
+        ("z.y.a.test", "wide"),
+    ] {
         assert_eq!(explain(true, host, 443), format!("{name}: {bearer}"));
     }
     assert_eq!(explain(true, "x.a.test", 8443), format!("exact: {bearer}"));
     assert_eq!(explain(false, "plain.test", 80), format!("plain: {bearer}"));
-    assert_eq!(explain(true, "a.test", 443), "not injected: no service has this host");
-    assert_eq!(explain(true, "xa.test", 443), "not injected: no service has this host");
+    assert_eq!(
+        explain(true, "a.test", 443),
+        "not injected: no service has this host"
+    );
+    assert_eq!(
+        explain(true, "xa.test", 443),
+        "not injected: no service has this host"
+    );
     let plain = "exact: not injected: the service takes TLS only, and this is plain HTTP";
     assert_eq!(explain(false, "x.a.test", 80), plain);
     assert_eq!(explain(false, "x.a.test", 443), plain);
@@ -430,6 +788,44 @@ fn the_most_specific_hosts_decide_and_other_ports_and_plain_http_get_nothing() {
     assert_eq!(explain(true, "x.a.test", 22), port);
     assert!(directory.has_host(&"deep.y.a.test".parse().unwrap()));
     assert!(!directory.has_host(&"a.test".parse().unwrap()));
+}
+
+#[test]
+fn wildcards_of_hosts_mean_what_they_mean_in_rules() {
+    let matches = |pattern: &str, host: &str| {
+        directory([Service::custom("x").bearer(pattern)]).has_host(&host.parse().unwrap())
+    };
+    for (pattern, host, wanted) in [
+        ("a.test", "a.test", true),
+        ("A.TEST.", "a.test", true),
+        ("a.test", "b.a.test", false),
+        ("*.a.test", "b.a.test", true),
+        ("*.a.test", "a.test", false),
+        ("*.a.test", "c.b.a.test", false),
+        ("*.a.test", "ba.test", false),
+        ("*.a.test", "xa.test", false),
+        ("**.a.test", "c.b.a.test", true),
+        ("**.a.test", "b.a.test", true),
+        ("**.a.test", "a.test", false),
+        ("**.a.test", "evila.test", false),
+        ("**.a.test", "a.test.evil.test", false),
+        ("127.0.0.1", "127.0.0.1", true),
+        ("[::ffff:127.0.0.1]", "127.0.0.1", true),
+    ] {
+        assert_eq!(matches(pattern, host), wanted, "{pattern} {host}");
+    }
+    for bad in [
+        "*.com",
+        "**.com",
+        "*",
+        "**",
+        "a.*.test",
+        "*.",
+        "***.a.test",
+        "*.1.2.3.4",
+    ] {
+        assert!(Service::custom("x").bearer(bad).validate().is_err(), "{bad}");
+    }
 }
 
 #[test]
@@ -464,15 +860,30 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
     let start = "format = 1\nname = \"x\"\n";
     let endpoint = "[[endpoint]]\nhosts = [\"a.test\"]\nput = \"bearer\"\n";
     for (text, told) in [
-        ("format = 2\nname = \"x\"\nendpoint = []".to_owned(), "this version reads 1"),
+        (
+            "format = 2\nname = \"x\"\nendpoint = []".to_owned(),
+            "this version reads 1",
+        ),
         ("name = \"x\"\nendpoint = []".to_owned(), "format"),
         (format!("{start}endpoint = []"), "has no host"),
         (format!("{start}hots = 1\n{endpoint}"), "hots"),
         (format!("{start}{endpoint}paths = [\"a\"]"), "is no path"),
-        (format!("{start}[[endpoint]]\nhosts = [\"*.test\"]\nput = \"bearer\""), "not a host"),
-        (format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = {{ header = \"host\" }}"), "cannot be the header"),
-        (format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"cookie\""), "cookie"),
-        (format!("{start}{endpoint}[placeholders]\nX = \"a b\""), "placeholder of X"),
+        (
+            format!("{start}[[endpoint]]\nhosts = [\"*.test\"]\nput = \"bearer\""),
+            "not a host",
+        ),
+        (
+            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = {{ header = \"host\" }}"),
+            "cannot be the header",
+        ),
+        (
+            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"cookie\""),
+            "cookie",
+        ),
+        (
+            format!("{start}{endpoint}[placeholders]\nX = \"a b\""),
+            "placeholder of X",
+        ),
         ("x".repeat(300_000), "256 KiB"),
     ] {
         let error = Service::from_toml(&text).unwrap_err().to_string();
@@ -484,17 +895,34 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
 fn mistakes_in_a_service_are_told() {
     let no_host = Service::custom("x").validate().unwrap_err();
     assert!(matches!(no_host, InvalidService::NoHost { .. }));
-    for host in ["", "a b", "a.test:x", "a.test:0", "a.test:", "https://a.test", "*.test", "*"] {
+    for host in [
+        "",
+        "a b",
+        "a.test:x",
+        "a.test:0",
+        "a.test:",
+        "https://a.test",
+        "*.test",
+        "*",
+    ] {
         let error = Service::custom("x").bearer(host).validate().unwrap_err();
         assert!(matches!(error, InvalidService::Host { .. }), "{host}");
     }
     for header in ["", "a b", "host", "content-length", "proxy-authorization"] {
-        let error = Service::custom("x").header("a.test", header).validate().unwrap_err();
+        let error = Service::custom("x")
+            .header("a.test", header)
+            .validate()
+            .unwrap_err();
         assert!(matches!(error, InvalidService::Header { .. }), "{header}");
     }
     for placeholder in ["", "a b", "a:b", "ä"] {
-        let service = Service::custom("x").bearer("a.test").environment("X", placeholder);
-        assert!(matches!(service.validate(), Err(InvalidService::Placeholder { .. })), "{placeholder}");
+        let service = Service::custom("x")
+            .bearer("a.test")
+            .environment("X", placeholder);
+        assert!(
+            matches!(service.validate(), Err(InvalidService::Placeholder { .. })),
+            "{placeholder}"
+        );
     }
 }
 
@@ -506,5 +934,9 @@ fn services_move_to_hosts_of_ones_own() {
     assert!(at(8443, "/api/v4/user").to_string().contains("Bearer"));
     assert!(at(8443, "/a.git/info/refs").to_string().contains("Basic"));
     assert!(!at(443, "/").is_injected());
-    assert!(directory.select(true, &"gitlab.com".parse().unwrap(), 443).is_none());
+    assert!(
+        directory
+            .select(true, &"gitlab.com".parse().unwrap(), 443)
+            .is_none()
+    );
 }

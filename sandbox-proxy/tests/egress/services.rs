@@ -81,9 +81,21 @@ async fn placeholder_is_replaced_in_the_places_of_its_service_and_nowhere_else()
         let holder = placeholder(&running, "API_KEY");
         let mut client = running.h1(&at).await;
         for (header, sent, wanted) in [
-            ("authorization", format!("Bearer {holder}"), format!("Bearer {SECRET}")),
-            ("authorization", basic(&format!("me:{holder}")), basic(&format!("me:{SECRET}"))),
-            ("authorization", basic(&format!("{holder}:")), basic(&format!("{SECRET}:"))),
+            (
+                "authorization",
+                format!("Bearer {holder}"),
+                format!("Bearer {SECRET}"),
+            ),
+            (
+                "authorization",
+                basic(&format!("me:{holder}")),
+                basic(&format!("me:{SECRET}")),
+            ),
+            (
+                "authorization",
+                basic(&format!("{holder}:")),
+                basic(&format!("{SECRET}:")),
+            ),
             ("x-api-key", holder.clone(), SECRET.to_owned()),
             ("user-agent", holder.clone(), holder.clone()),
         ] {
@@ -95,10 +107,16 @@ async fn placeholder_is_replaced_in_the_places_of_its_service_and_nowhere_else()
         let request = get(&at, &format!("/?key={holder}&q=1"), &[]);
         send(&mut client, request).await;
         let seen = upstream.last();
-        assert!(seen.target.ends_with("/?q=1&key=sk-test-4f9Zq%2Fx7%2BKd_tail"), "{}", seen.target);
+        assert!(
+            seen.target.ends_with("/?q=1&key=sk-test-4f9Zq%2Fx7%2BKd_tail"),
+            "{}",
+            seen.target
+        );
         // A body is the client's: it goes as it is, and the connection goes on.
         let body = format!("my environment: API_KEY={holder}");
-        let request = Request::post("/body").header("host", &at).header("x-api-key", &holder);
+        let request = Request::post("/body")
+            .header("host", &at)
+            .header("x-api-key", &holder);
         let response = send(&mut client, request.body(Full::from(body.clone())).unwrap()).await;
         assert_eq!(text(&response), body);
         assert_eq!(upstream.last().body, body);
@@ -123,9 +141,15 @@ async fn placeholder_at_another_host_stays_one() {
     let at = upstream.at("other.test");
     let tunnel = running.connect(&at).await.unwrap();
     // Opaque: the certificate is upstream's own.
-    let tls = tls(tunnel, &upstream.ca_pem, "other.test", &["http/1.1"]).await.unwrap();
+    let tls = tls(tunnel, &upstream.ca_pem, "other.test", &["http/1.1"])
+        .await
+        .unwrap();
     let mut client = h1(tls).await;
-    let request = get(&at, "/", &[("x-api-key", &holder), ("authorization", "Bearer mine")]);
+    let request = get(
+        &at,
+        "/",
+        &[("x-api-key", &holder), ("authorization", "Bearer mine")],
+    );
     assert_eq!(send(&mut client, request).await.status(), StatusCode::OK);
     assert_eq!(upstream.last().headers["x-api-key"], holder);
     assert_eq!(upstream.last().headers["authorization"], "Bearer mine");
@@ -144,9 +168,23 @@ async fn secret_does_not_follow_a_redirect_to_another_host() {
     .await;
     let holder = placeholder(&running, "API_KEY");
     // Trusts both authorities, and sends its key wherever it is led.
-    let (key, location) = (format!("x-api-key: {holder}"), format!("x-location: https://{other}/echo"));
+    let (key, location) = (
+        format!("x-api-key: {holder}"),
+        format!("x-location: https://{other}/echo"),
+    );
     let url = format!("https://{at}/redirect-to");
-    let arguments = ["-sSk", "-L", "--location-trusted", "-H", &key, "-H", &location, "-w", "%{num_redirects}", &url];
+    let arguments = [
+        "-sSk",
+        "-L",
+        "--location-trusted",
+        "-H",
+        &key,
+        "-H",
+        &location,
+        "-w",
+        "%{num_redirects}",
+        &url,
+    ];
     let output = run(&running, "curl", &arguments).await.unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && told.ends_with('1'), "{output:?}");
@@ -173,15 +211,30 @@ async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
     })
     .await;
     let mut client = running.h1(&auth).await;
-    for headers in [&[][..], &[("authorization", "Basic bWU6bWluZQ==")], &[("authorization", "Bearer mine")]] {
-        send(&mut client, get(&auth, "/token?service=r&account=me&scope=s", headers)).await;
-        assert_eq!(upstream.last().headers["authorization"], basic(&format!("alice:{SECRET}")));
+    for headers in [
+        &[][..],
+        &[("authorization", "Basic bWU6bWluZQ==")],
+        &[("authorization", "Bearer mine")],
+    ] {
+        send(
+            &mut client,
+            get(&auth, "/token?service=r&account=me&scope=s", headers),
+        )
+        .await;
+        assert_eq!(
+            upstream.last().headers["authorization"],
+            basic(&format!("alice:{SECRET}"))
+        );
         assert!(upstream.last().target.ends_with("/token?service=r&scope=s"));
     }
     let echoed = send(&mut client, get(&auth, "/echo", &[])).await;
     assert!(!holds_secret(&text(&echoed)), "{}", text(&echoed));
     let mut client = running.h1(&registry).await;
-    send(&mut client, get(&registry, "/v2/", &[("authorization", "Bearer eyJ0.e30.c2ln")])).await;
+    send(
+        &mut client,
+        get(&registry, "/v2/", &[("authorization", "Bearer eyJ0.e30.c2ln")]),
+    )
+    .await;
     assert_eq!(upstream.last().headers["authorization"], "Bearer eyJ0.e30.c2ln");
     for value in ["Basic bWU6bWluZQ==", "Bearer a, Bearer b"] {
         send(&mut client, get(&registry, "/v2/", &[("authorization", value)])).await;
@@ -197,7 +250,9 @@ async fn clients_own_credentials_never_go_out_beside_the_managed_one() {
     for protocol in ["http/1.1", "h2"] {
         let upstream = Upstream::tls(&[protocol]).await;
         let at = upstream.at("api.test");
-        let service = Service::custom("api").header(&at, "x-api-key").also_strips_parameter("api_key");
+        let service = Service::custom("api")
+            .header(&at, "x-api-key")
+            .also_strips_parameter("api_key");
         let running = start(&upstream, service).await;
         let path = "/?api_key=mine&API%5FKEY=mine&api.key=mine&q=1";
         let own = [
@@ -238,7 +293,13 @@ async fn clients_own_credentials_in_trailers_do_not_arrive() {
     let at = upstream.at("api.test");
     let mut client = running.trailers(&at).await;
     let mut trailers = HeaderMap::new();
-    for name in ["x-api-key", "x_api_key", "authorization", "cookie", "proxy-authorization"] {
+    for name in [
+        "x-api-key",
+        "x_api_key",
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+    ] {
         trailers.insert(http::HeaderName::from_static(name), "mine".parse().unwrap());
     }
     trailers.insert("x-checksum", "1".parse().unwrap());
@@ -265,48 +326,87 @@ async fn record_says_why_there_is_a_credential_or_none() {
     };
     let own = &[("authorization", "Bearer mine")][..];
     for (mode, path, headers, credential, why) in [
-        ("replace", "/v1/a", own, Some("api"), "injected in header authorization after \"Bearer\""),
+        (
+            "replace",
+            "/v1/a",
+            own,
+            Some("api"),
+            "injected in header authorization after \"Bearer\"",
+        ),
         ("replace", "/v2/a", own, None, "takes no credential on this path"),
         ("pass", "/v1/b", own, None, "the client's own credential passes"),
-        ("pass", "/v1/c", &[], Some("api"), "injected in header authorization"),
+        (
+            "pass",
+            "/v1/c",
+            &[],
+            Some("api"),
+            "injected in header authorization",
+        ),
         ("reject", "/v1/d", own, None, "which the service rejects"),
     ] {
         let running = start(&upstream, definition(mode)).await;
         let mut client = running.h1(&at).await;
         send(&mut client, get(&at, path, headers)).await;
-        let event = running.events.wait(|event| event.path.as_deref() == Some(path)).await;
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some(path))
+            .await;
         let reason = event.credential_reason.unwrap();
         assert!(reason.starts_with("api: ") && reason.contains(why), "{reason}");
         assert_eq!(event.credential.as_deref(), credential, "{reason}");
-        let explained = running.proxy.explain_credential(Scheme::Tunnel, &"api.test".parse().unwrap(), upstream.port(), path);
+        let explained = running.proxy.explain_credential(
+            Scheme::Tunnel,
+            &"api.test".parse().unwrap(),
+            upstream.port(),
+            path,
+        );
         assert_eq!(explained.is_injected(), path.starts_with("/v1/"));
         if headers.is_empty() || mode == "replace" {
             assert_eq!(explained.to_string(), reason, "one answer for both");
         }
     }
     // A source that has nothing, and one that gives what cannot be sent.
-    for (source, why) in [
-        (sources::Env::new("SANDBOX_TEST_NOT_SET"), "environment variable SANDBOX_TEST_NOT_SET is not set"),
-    ] {
-        let running =
-            Running::start(|builder| allowed(builder, &upstream).credential(definition("replace"), Arc::new(source))).await;
+    for (source, why) in [(
+        sources::Env::new("SANDBOX_TEST_NOT_SET"),
+        "environment variable SANDBOX_TEST_NOT_SET is not set",
+    )] {
+        let running = Running::start(|builder| {
+            allowed(builder, &upstream).credential(definition("replace"), Arc::new(source))
+        })
+        .await;
         running.get(&at, "/v1/e").await;
-        let event = running.events.wait(|event| event.path.as_deref() == Some("/v1/e")).await;
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/v1/e"))
+            .await;
         assert!(event.credential_reason.unwrap().contains(why));
     }
     // Plain HTTP to the same host and port.
     let at = plain.at("api.test");
     let running = Running::start(|builder| {
         builder
-            .policy(Arc::new(Rules::new().allow(&format!("http://{at} special-ranges"))))
+            .policy(Arc::new(
+                Rules::new().allow(&format!("http://{at} special-ranges")),
+            ))
             .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .credential(Service::custom("api").bearer(&at), Arc::new(sources::Static::new(SECRET)))
+            .credential(
+                Service::custom("api").bearer(&at),
+                Arc::new(sources::Static::new(SECRET)),
+            )
     })
     .await;
-    let head = format!("GET http://{at}/f HTTP/1.1\r\nHost: {at}\r\nAuthorization: Bearer mine\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "GET http://{at}/f HTTP/1.1\r\nHost: {at}\r\nAuthorization: Bearer mine\r\nConnection: close\r\n\r\n"
+    );
     assert!(running.raw(head).await.starts_with("HTTP/1.1 200"));
-    assert!(!plain.last().headers.contains_key("authorization"), "neither the secret nor the client's own");
-    let event = running.events.wait(|event| event.path.as_deref() == Some("/f")).await;
+    assert!(
+        !plain.last().headers.contains_key("authorization"),
+        "neither the secret nor the client's own"
+    );
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/f"))
+        .await;
     assert!(event.credential_reason.unwrap().contains("this is plain HTTP"));
 }
 
@@ -315,7 +415,9 @@ async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let at = upstream.at("api.test");
     let running = start(&upstream, Service::github().moved("github.com", &at)).await;
-    let in_place = Service::custom("git").in_place(&at).environment("GH_TOKEN", "ghp_holder{unique}");
+    let in_place = Service::custom("git")
+        .in_place(&at)
+        .environment("GH_TOKEN", "ghp_holder{unique}");
     let in_place = start(&upstream, in_place).await;
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
@@ -333,7 +435,10 @@ async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
     *upstream.files.lock().unwrap() = directory.path().to_owned();
 
     let holder = placeholder(&running, "GH_TOKEN");
-    let header = format!("http.extraHeader=Authorization: {}", basic(&format!("x-access-token:{holder}")));
+    let header = format!(
+        "http.extraHeader=Authorization: {}",
+        basic(&format!("x-access-token:{holder}"))
+    );
     for (index, (user, options)) in [
         (String::new(), &[][..]),
         (format!("x-access-token:{holder}@"), &[]),
@@ -345,22 +450,56 @@ async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
     .iter()
     .enumerate()
     {
-        let (url, clone) = (format!("https://{user}{at}/git/bare.git"), path(&format!("clone-{index}")));
+        let (url, clone) = (
+            format!("https://{user}{at}/git/bare.git"),
+            path(&format!("clone-{index}")),
+        );
         git(&running, &[options, &["clone", "-q", &url, &clone][..]].concat()).await;
-        assert_eq!(git(&running, &["-C", &clone, "log", "--format=%s"]).await, "first\n");
+        assert_eq!(
+            git(&running, &["-C", &clone, "log", "--format=%s"]).await,
+            "first\n"
+        );
     }
-    assert!(upstream.seen().iter().all(|seen| seen.headers["authorization"] == basic(&format!("x-access-token:{SECRET}"))));
+    assert!(
+        upstream
+            .seen()
+            .iter()
+            .all(|seen| seen.headers["authorization"] == basic(&format!("x-access-token:{SECRET}")))
+    );
 
     let clone = path("clone-0");
-    git(&running, &[&["-C", &clone][..], &as_me, &["commit", "-qm", "second", "--allow-empty"]].concat()).await;
+    git(
+        &running,
+        &[
+            &["-C", &clone][..],
+            &as_me,
+            &["commit", "-qm", "second", "--allow-empty"],
+        ]
+        .concat(),
+    )
+    .await;
     git(&running, &["-C", &clone, "push", "-q"]).await;
-    assert!(git(&running, &["-C", &bare, "log", "--format=%s"]).await.starts_with("second\n"));
+    assert!(
+        git(&running, &["-C", &bare, "log", "--format=%s"])
+            .await
+            .starts_with("second\n")
+    );
 
     // In place, git is first refused and then sends Basic, in which the placeholder is replaced.
     let holder = placeholder(&in_place, "GH_TOKEN");
     let url = format!("https://x-access-token:{holder}@{at}/git/bare.git");
     git(&in_place, &["clone", "-q", &url, &path("clone-in-place")]).await;
-    let refused = run(&in_place, "git", &["clone", "-q", &format!("https://me:mine@{at}/git/bare.git"), &path("no")]).await;
+    let refused = run(
+        &in_place,
+        "git",
+        &[
+            "clone",
+            "-q",
+            &format!("https://me:mine@{at}/git/bare.git"),
+            &path("no"),
+        ],
+    )
+    .await;
     assert!(!refused.unwrap().status.success());
 }
 

@@ -11,7 +11,12 @@ use tokio::process::Command;
 
 /// Answers as `git http-backend` says (RFC 3875), for whoever may read and write.
 pub async fn serve(parts: &Parts, body: &[u8], root: &Path) -> (StatusCode, HeaderMap, Bytes) {
-    let header = |name: &str| parts.headers.get(name).map_or("", |value| value.to_str().unwrap());
+    let header = |name: &str| {
+        parts
+            .headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    };
     let mut child = Command::new("git")
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", root)

@@ -125,7 +125,7 @@ impl Upstream {
     }
 }
 
-fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
+pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
     let mut ca = CertificateParams::default();
     ca.distinguished_name.push(DnType::CommonName, "test root");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -243,7 +243,12 @@ async fn handle(
         }
         path if path.starts_with("/git/") => {
             let mut answer = full("");
-            if key == format!("Basic {}", BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"))) {
+            if key
+                == format!(
+                    "Basic {}",
+                    BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"))
+                )
+            {
                 let (status, headers, content) = super::git::serve(&parts, &body, &files).await;
                 answer = full(content);
                 (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
