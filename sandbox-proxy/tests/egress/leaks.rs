@@ -138,10 +138,9 @@ async fn no_secret_in_logs_records_or_answers_whatever_the_place_and_the_version
             // What a user's own source says of itself is theirs; `Command` is given the secret here as an argument.
             let lines = Shared::default();
             let running = Running::start(|builder| {
-                let builder = allowed(builder, &upstream)
+                allowed(builder, &upstream)
                     .audit(Arc::new(JsonLines::new(lines.clone())))
-                    .credential(service, source);
-                builder
+                    .credential(service, source)
             })
             .await;
             let mut h1 = running.h1(&at).await;
@@ -288,12 +287,12 @@ async fn no_secret_in_debug_or_errors_of_public_types() {
     };
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("key");
-    let command = sources::Command::new("cat").args([file.to_string_lossy()]);
+    let command = sources::Command::new("cat").args([&file]);
     let all: [Arc<dyn CredentialSource>; 4] = [
         Arc::new(sources::Static::new(SECRET)),
         Arc::new(sources::File::new(&file)),
         Arc::new(command.cached(std::time::Duration::from_secs(60))),
-        Arc::new(sources::Command::new("cat").args([file.to_string_lossy()])),
+        Arc::new(sources::Command::new("cat").args([&file])),
     ];
     let mut told = String::new();
     for content in [
