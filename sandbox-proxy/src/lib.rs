@@ -42,6 +42,8 @@
 pub mod address;
 pub mod audit;
 mod defence;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod policy;
 pub mod proxy;
 pub mod resolve;

@@ -6,6 +6,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod error;
+mod fuzz;
 mod host;
 mod machine;
 mod mutants;
@@ -50,6 +51,17 @@ enum Task {
         /// In the emulated host.
         #[arg(long)]
         emulated: bool,
+    },
+    /// Runs the fuzz targets, each for a while.
+    Fuzz {
+        /// Only targets whose name contains this.
+        filter: Option<String>,
+        /// For each target.
+        #[arg(long, default_value_t = 30)]
+        seconds: u32,
+        /// Adds inputs that reach something new to the kept corpus.
+        #[arg(long)]
+        keep: bool,
     },
     /// Switches each named defence of the proxy off in turn; some test must fail then.
     Mutants {
@@ -131,6 +143,11 @@ fn run(task: Task) -> Result<ExitCode, TaskError> {
         }
         Task::Demo { emulated, arguments } => demo::run(&terminal, emulated, &arguments),
         Task::Test { filter } => test::run(&terminal, filter.as_deref()),
+        Task::Fuzz {
+            filter,
+            seconds,
+            keep,
+        } => fuzz::run(&terminal, filter.as_deref(), seconds, keep),
         Task::Mutants { filter } => mutants::run(filter.as_deref()),
         Task::Bench { name, emulated } => bench::run(&terminal, name.as_deref(), emulated),
     }
