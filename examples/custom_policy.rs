@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use sandbox::core::policy::{Approver, Attempt, Decision, Policy, Question};
+use sandbox::core::policy::{Approval, Approver, Attempt, Decision, Policy, Question};
 use sandbox::{Event, Sandbox, Size};
 use stand_in::StandIn;
 
@@ -42,9 +42,9 @@ struct SaysNo;
 
 #[async_trait]
 impl Approver for SaysNo {
-    async fn approve(&self, question: Question) -> bool {
+    async fn approve(&self, question: Question) -> Approval {
         println!("asked about {}:{}, said no", question.host, question.port);
-        false
+        Approval::deny().for_target()
     }
 }
 

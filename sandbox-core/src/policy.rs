@@ -1,5 +1,6 @@
 //! Who may be reached. The proxy asks once per attempt, before anything is resolved, minted or dialled.
 
+use std::any::Any;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,12 +12,14 @@ use crate::id::SandboxId;
 /// Decides on attempts to leave the sandbox.
 ///
 /// Implementations are called on the proxy's hot path: answer without blocking or allocating. Whatever is not
-/// allowed is denied; an implementation that panics denies the attempt.
-pub trait Policy: Send + Sync + fmt::Debug {
+/// allowed is denied; an implementation that panics denies the attempt. ([`Any`] lets whoever holds a policy find
+/// out which one it is, to change it while it is in force.)
+pub trait Policy: Any + Send + Sync + fmt::Debug {
     /// The answer to one attempt, always with the rule it comes from.
     ///
     /// Asked first with [`Attempt::request`] unset. Where the answer is [`Verdict::Inspect`] the stream is
-    /// read, and the question asked again for each request in it.
+    /// read, and the question asked again for each request in it; nothing is resolved or dialled before one of
+    /// them is allowed.
     fn decide(&self, attempt: &Attempt<'_>) -> Decision<'_>;
 
     /// Asked when the guest looks a name up: whether anything there could be allowed, on whatever port. Where the
@@ -164,14 +167,89 @@ impl<'p> Decision<'p> {
 }
 
 /// Answers attempts whose verdict is [`Verdict::Ask`], for instance by asking a person.
+///
+/// Attempts that ask the same at the same time are one question. An approver that panics, takes too long, or is not
+/// there says no.
 #[async_trait]
 pub trait Approver: Send + Sync + fmt::Debug {
-    /// Whether the attempt may go through. Dropped (and the attempt denied) when it takes too long.
-    async fn approve(&self, question: Question) -> bool;
+    /// Whether the attempt may go through, and for how long the answer holds. Dropped when it takes too long or when
+    /// nobody waits for the answer any more; either way the attempt is denied.
+    async fn approve(&self, question: Question) -> Approval;
+}
+
+/// An approver's answer. Holds once unless said otherwise:
+///
+/// ```
+/// use sandbox_core::policy::Approval;
+///
+/// let once = Approval::allow();
+/// let whole_host = Approval::allow().for_target();
+/// let never_again = Approval::deny().for_question();
+/// # assert!(once.allows && whole_host.allows && !never_again.allows);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Approval {
+    /// Whether the attempt goes through.
+    pub allows: bool,
+    /// Which later attempts are answered the same without asking.
+    pub holds: Holds,
+}
+
+/// For which attempts an answer holds. Remembered answers live as long as the sandbox, and hold only while the
+/// same rule says to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Holds {
+    /// Those that wait for it now; the next one is asked about again.
+    Once,
+    /// Later ones alike, too: of the same target, scheme, method and path.
+    Question,
+    /// All later ones at the same target and scheme, whatever the method and path.
+    Target,
+}
+
+impl Approval {
+    /// Yes, this once.
+    pub const fn allow() -> Self {
+        Self {
+            allows: true,
+            holds: Holds::Once,
+        }
+    }
+
+    /// No, this once.
+    pub const fn deny() -> Self {
+        Self {
+            allows: false,
+            holds: Holds::Once,
+        }
+    }
+
+    /// The same answer, remembered for attempts alike.
+    pub const fn for_question(self) -> Self {
+        Self {
+            holds: Holds::Question,
+            ..self
+        }
+    }
+
+    /// The same answer, remembered for everything at the target that the same rule asks about.
+    pub const fn for_target(self) -> Self {
+        Self {
+            holds: Holds::Target,
+            ..self
+        }
+    }
+}
+
+impl From<bool> for Approval {
+    /// Yes or no, this once.
+    fn from(allows: bool) -> Self {
+        if allows { Self::allow() } else { Self::deny() }
+    }
 }
 
 /// An attempt in a form that can be kept while somebody thinks about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Question {
     /// Whose attempt it is.
     pub sandbox: SandboxId,
@@ -181,7 +259,7 @@ pub struct Question {
     pub port: u16,
     /// How the client wants to speak to it.
     pub scheme: Scheme,
-    /// Method and path, where known.
+    /// Method and path, where known. As the sandbox sent them: show them as untrusted text.
     pub request: Option<(String, String)>,
     /// The rule that says to ask.
     pub rule: String,

@@ -54,7 +54,7 @@ pub mod tls;
 
 pub use audit::JsonLines;
 pub use policy::{RuleError, Rules};
-pub use proxy::{MissingCredential, Proxy, ProxyBuilder, ProxyError};
+pub use proxy::{ChangeError, MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;
 pub use services::{ClientCredential, Explanation, Service};
 pub use tls::Ca;

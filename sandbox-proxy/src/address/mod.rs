@@ -1,5 +1,6 @@
 //! Which addresses may be dialled: every one that a name resolved to is vetted, and one bad one refuses them all.
 
+mod embedded;
 mod special;
 
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use sandbox_core::policy::Policy;
 
 use crate::defence;
 
+pub use embedded::embedded_v4;
 pub(crate) use special::network_is_special;
 pub use special::{SpecialRange, special_range};
 

@@ -1,145 +1,166 @@
-//! Finds the rule that decides on a target, without allocating.
+//! Finds the rule that decides on an attempt, without allocating.
 //!
-//! Names are found through their parents (at most 126 look-ups, one per label), addresses through the prefix
-//! lengths that occur. So the cost grows with the rules that match, not with those there are.
+//! All rules are put in order once: of those that match, the one of the highest rank decides. A [`Table`] holds
+//! the rules about one host pattern or network, so that the best for a port is one look-up; `names` and `networks`
+//! find the tables that a target has. So the cost grows with the tables that match, not with the rules there are.
+//! Rules by method and path of one host are found by the plain text that their paths start with.
 
-use std::collections::HashMap;
+mod names;
+mod networks;
+mod ports;
+mod table;
+
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sandbox_core::host::Host;
-use sandbox_core::policy::Scheme;
+use sandbox_core::policy::{RequestLine, Scheme};
 
-use super::parse::{Action, Network, Rule, Target, parents};
+use super::parse::{Action, Rule, Target};
+use crate::defence;
+use names::Names;
+use networks::Networks;
+use table::{Outcome, Search, Table};
 
-#[derive(Debug, Clone, Default)]
+/// One more than the place of a rule in the order of all; 0 is none.
+type Rank = u32;
+
+/// What rules are asked about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Query<'q> {
+    pub(super) host: &'q Host,
+    pub(super) port: u16,
+    pub(super) scheme: Scheme,
+    pub(super) request: Option<RequestLine<'q>>,
+}
+
+#[derive(Debug)]
 pub(super) struct Matcher {
-    rules: Vec<Rule>,
-    any_name: Vec<usize>,
-    exact: HashMap<Box<str>, Vec<usize>>,
-    child: HashMap<Box<str>, Vec<usize>>,
-    descendant: HashMap<Box<str>, Vec<usize>>,
-    networks: HashMap<Network, Vec<usize>>,
-    /// Prefix lengths in use, by family.
-    lengths_v4: Vec<u8>,
-    lengths_v6: Vec<u8>,
+    /// A later rule outranks an earlier one.
+    ranked: Box<[Arc<Rule>]>,
+    names: Names,
+    networks: Networks,
+    tables: Box<[Table]>,
+}
+
+/// What the rules say about an attempt.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Found<'r> {
+    /// This rule decides.
+    Rule(&'r Rule),
+    /// This rule might, depending on the request.
+    Inspect(&'r Rule),
+    Nothing,
 }
 
 impl Matcher {
-    pub(super) fn insert(&mut self, rule: Rule) {
-        let index = self.rules.len();
-        match &rule.target {
-            Target::AnyName => self.any_name.push(index),
-            Target::Exact(name) => self.exact.entry(name.as_str().into()).or_default().push(index),
-            Target::Child(name) => self.child.entry(name.as_str().into()).or_default().push(index),
-            Target::Descendant(name) => self
-                .descendant
-                .entry(name.as_str().into())
-                .or_default()
-                .push(index),
-            Target::Network(network) => {
-                let lengths = if network.is_ipv4() {
-                    &mut self.lengths_v4
-                } else {
-                    &mut self.lengths_v6
-                };
-                if !lengths.contains(&network.bits()) {
-                    lengths.push(network.bits());
-                }
-                self.networks.entry(*network).or_default().push(index);
-            }
-        }
-        self.rules.push(rule);
-    }
-
-    pub(super) fn rules(&self) -> &[Rule] {
-        &self.rules
-    }
-
-    /// The rule that decides: of the highest level, and there of the most severe action.
-    pub(super) fn find(&self, host: &Host, port: u16, scheme: Scheme) -> Option<&Rule> {
-        let mut best: Option<&Rule> = None;
-        self.visit(host, &mut |rule| {
-            if rule.covers(port, scheme) && best.is_none_or(|b| rule.outranks(b)) {
-                best = Some(rule);
-            }
-        });
-        best
-    }
-
-    /// For look-ups: the rule that lets something at this host through on some port, and the one that denies all of
-    /// its ports. The first is `None` where the second outranks it.
-    pub(super) fn find_on_any_port(&self, host: &Host) -> (Option<&Rule>, Option<&Rule>) {
-        let (mut yes, mut no): (Option<&Rule>, Option<&Rule>) = (None, None);
-        self.visit(host, &mut |rule| {
-            let best = match rule.action {
-                Action::Allow | Action::Ask => &mut yes,
-                Action::Deny if rule.covers_all_ports() => &mut no,
-                Action::Deny => return,
+    pub(super) fn new(rules: &[Arc<Rule>]) -> Self {
+        let mut ranked = rules.to_vec();
+        ranked.sort_by(|one, other| one.rank_against(other));
+        let mut names = Names::default();
+        let mut networks = networks::Builder::default();
+        let mut members: Vec<Vec<Rank>> = Vec::new();
+        for (rule, rank) in ranked.iter().zip(1..) {
+            let new = members.len();
+            let table = match &rule.target {
+                Target::Network(network) => networks.table(*network, new),
+                name => names.table(name, new),
             };
-            if best.is_none_or(|b| rule.outranks(b)) {
-                *best = Some(rule);
+            if table == new {
+                members.push(Vec::new());
             }
-        });
-        if let (Some(rule), Some(deny)) = (yes, no)
-            && deny.outranks(rule)
-        {
-            yes = None;
+            if let Some(members) = members.get_mut(table) {
+                members.push(rank);
+            }
         }
-        (yes, no)
+        let tables = members.iter().map(|ranks| Table::new(ranks, &ranked)).collect();
+        Self {
+            ranked: ranked.into(),
+            names,
+            networks: networks.build(),
+            tables,
+        }
     }
 
-    /// Calls back for every rule about this host, whatever its port and scheme.
-    fn visit<'m>(&'m self, host: &Host, take: &mut dyn FnMut(&'m Rule)) {
-        let mut consider = |indices: Option<&'m Vec<usize>>| {
-            indices
-                .into_iter()
-                .flatten()
-                .filter_map(|index| self.rules.get(*index))
-                .for_each(&mut *take);
+    /// What the rules say. `asks_otherwise`: where none matches, somebody is asked.
+    pub(super) fn find(&self, query: Query<'_>, asks_otherwise: bool) -> Found<'_> {
+        let mut search = Search::new(query, &self.ranked);
+        self.for_tables(query.host, &mut |table| search.look(table));
+        let otherwise = if asks_otherwise {
+            Outcome::ASK
+        } else {
+            Outcome::DENY
+        };
+        match search.depends_on(otherwise) {
+            Some(rank) => self.rule(rank).map_or(Found::Nothing, Found::Inspect),
+            None => self.rule(search.best).map_or(Found::Nothing, Found::Rule),
+        }
+    }
+
+    /// The first port, and each at which the answer for a host may differ from that of the port before it.
+    pub(super) fn for_ports(&self, host: &Host, visit: &mut dyn FnMut(u16, Scheme)) {
+        visit(1, Scheme::Http);
+        visit(1, Scheme::Tunnel);
+        self.for_tables(host, &mut |table| table.for_ports(visit));
+    }
+
+    /// The deny rule that an address falls under, whatever name led there: as for a target given as that address,
+    /// whichever scheme. What depends on a request cannot be told here, and counts as if it fitted.
+    pub(super) fn denies_address(&self, address: IpAddr, port: u16) -> Option<&Rule> {
+        let mut best = 0;
+        self.networks.find(address, &mut |table| {
+            if let Some(table) = self.tables.get(table) {
+                for scheme in [Scheme::Http, Scheme::Tunnel] {
+                    best = best.max(table.best_of_all(port, scheme));
+                }
+            }
+        });
+        self.rule(best).filter(|rule| rule.action == Action::Deny)
+    }
+
+    fn for_tables<'m>(&'m self, host: &Host, visit: &mut dyn FnMut(&'m Table)) {
+        let mut visit = |table: usize| {
+            if let Some(table) = self.tables.get(table) {
+                visit(table);
+            }
         };
         match host {
-            Host::Name(name) => {
-                consider(Some(&self.any_name));
-                consider(self.exact.get(name.as_str()));
-                for (depth, parent) in parents(host).enumerate() {
-                    if depth == 0 {
-                        consider(self.child.get(parent));
-                    }
-                    consider(self.descendant.get(parent));
-                }
-            }
-            Host::Address(address) => self.networks_of(*address).for_each(|found| consider(Some(found))),
+            Host::Name(name) => self.names.find(name, &mut visit),
+            Host::Address(address) => self.networks.find(*address, &mut visit),
         }
     }
 
-    /// The deny rule that an address falls under, whatever name led there.
-    pub(super) fn denies_address(&self, address: IpAddr, port: u16) -> Option<&Rule> {
-        self.networks_of(address.to_canonical())
-            .flatten()
-            .filter_map(|index| self.rules.get(*index))
-            .find(|rule| rule.action == Action::Deny && (rule.first_port..=rule.last_port).contains(&port))
-    }
-
-    fn networks_of(&self, address: IpAddr) -> impl Iterator<Item = &Vec<usize>> {
-        let lengths = if address.is_ipv4() {
-            &self.lengths_v4
-        } else {
-            &self.lengths_v6
-        };
-        lengths
-            .iter()
-            .filter_map(move |bits| self.networks.get(&Network::around(address, *bits)))
+    fn rule(&self, rank: Rank) -> Option<&Rule> {
+        rule(&self.ranked, rank)
     }
 }
 
+fn rule(ranked: &[Arc<Rule>], rank: Rank) -> Option<&Rule> {
+    let index = usize::try_from(rank).ok()?.checked_sub(1)?;
+    ranked.get(index).map(AsRef::as_ref)
+}
+
 impl Rule {
-    /// A total order on what matters, so that the order of rules never does: text breaks ties, permission of
-    /// special ranges is given only where all else is equal.
-    fn outranks(&self, other: &Rule) -> bool {
-        let key = |rule: &Rule| (rule.level, rule.action, rule.permits_special_ranges());
+    /// A total order on what matters, so that the order of rules never does: level, then action, then text. What
+    /// permits special ranges comes last of its kind, where all else is equal.
+    fn rank_against(&self, other: &Self) -> std::cmp::Ordering {
+        let level = |rule: &Self| {
+            if defence::holds("policy-levels") {
+                rule.level
+            } else {
+                0
+            }
+        };
+        let action = |rule: &Self| {
+            if defence::holds("deny-beats-allow") {
+                rule.action
+            } else {
+                Action::Allow
+            }
+        };
+        let key = |rule: &Self| (level(rule), action(rule), rule.permits_special_ranges());
         key(self)
             .cmp(&key(other))
-            .then_with(|| other.text.cmp(&self.text))
-            .is_gt()
+            .then_with(|| other.shown.cmp(&self.shown))
     }
 }

@@ -1,23 +1,33 @@
 //! The rule grammar. Text becomes a [`Rule`] here and nowhere else; an error points at the character.
 //!
 //! ```text
-//! rule    = [ ("http" / "https") "://" ] host [ ":" ports ] [ SP "special-ranges" ]
+//! rule    = [ methods SP ] [ ("http" / "https") "://" ] host [ ":" ports ] [ path ] [ SP "special-ranges" ]
+//! methods = METHOD *( "," METHOD )
 //! host    = "**" / [ "*." / "**." ] name / address [ "/" bits ] / "[" address "]" [ "/" bits ]
 //! ports   = "*" / port [ "-" port ]
+//! path    = "/" [ segment *( "/" segment ) ] [ "/" ]
+//! segment = "**" / "*" / text / [ text ] "*" [ text ]
 //! ```
+//!
+//! After an address without a port, `/` starts the length of a network.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
-use sandbox_core::host::{Host, HostName};
-use sandbox_core::policy::Scheme;
+use sandbox_core::host::HostName;
+use sandbox_core::policy::{RequestLine, Scheme};
 
-use crate::address;
+use super::path::{BadPattern, Forms, PathPattern};
+use crate::{address, defence};
 
 /// Protects the parser and the audit log from a rule that is no rule.
 const MAX_RULE_BYTES: usize = 512;
 /// The option that lets a name resolve to a special range.
 const SPECIAL_RANGES: &str = "special-ranges";
+
+/// Taken for a method even where nothing follows, which is a mistake.
+const KNOWN_METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// What a rule does. Ordered: of two rules of one level, the greater decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,8 +49,22 @@ pub(super) struct Rule {
     pub(super) scheme: Option<Scheme>,
     /// The option was given.
     pub(super) special_ranges: bool,
+    /// Which requests it is about, where not all.
+    pub(super) condition: Option<Condition>,
     /// Action and target, as written.
     pub(super) text: Box<str>,
+    /// The named set it belongs to.
+    pub(super) set: Option<Arc<str>>,
+    /// `text`, and the set behind it: what clients and the audit log are told.
+    pub(super) shown: Box<str>,
+}
+
+/// What a rule wants of a request. Known only where the stream is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// One of these; none for any.
+    methods: Box<[Box<str>]>,
+    pub(super) path: Option<PathPattern>,
 }
 
 /// Which hosts a rule is about.
@@ -92,11 +116,22 @@ impl RuleError {
         self.offset
     }
 
-    fn new(text: &str, offset: usize, advice: impl Into<String>) -> Self {
+    pub(super) fn new(text: &str, offset: usize, advice: impl Into<String>) -> Self {
         Self {
             text: text.to_owned(),
             offset,
             advice: advice.into(),
+        }
+    }
+}
+
+impl RuleError {
+    /// The same mistake, seen in the line that holds the rule from its byte `at` on.
+    pub(super) fn in_line(self, line: &str, at: usize) -> Self {
+        Self {
+            text: line.to_owned(),
+            offset: at + self.offset,
+            ..self
         }
     }
 }
@@ -116,42 +151,6 @@ impl fmt::Display for RuleError {
 
 impl std::error::Error for RuleError {}
 
-/// Parses a line of a rule file; `None` where it holds no rule.
-pub(super) fn line(line: &str) -> Result<Option<Rule>, RuleError> {
-    let code = match line.find('#') {
-        Some(0) => "",
-        Some(at) if line.as_bytes()[at - 1].is_ascii_whitespace() => &line[..at],
-        _ => line,
-    };
-    let trimmed = code.trim();
-    if trimmed.is_empty() {
-        return Ok(None);
-    }
-    let start = code.len() - code.trim_start().len();
-    let (word, rest) = trimmed.split_once(char::is_whitespace).unwrap_or((trimmed, ""));
-    let action = match word {
-        "allow" => Action::Allow,
-        "deny" => Action::Deny,
-        "ask" => Action::Ask,
-        _ => {
-            return Err(RuleError::new(
-                line,
-                start,
-                "start the line with allow, deny or ask",
-            ));
-        }
-    };
-    let rest_at = start + trimmed.len() - rest.trim_start().len();
-    match rule(action, rest.trim_start()) {
-        Ok(rule) => Ok(Some(rule)),
-        Err(error) => Err(RuleError {
-            text: line.to_owned(),
-            offset: rest_at + error.offset,
-            ..error
-        }),
-    }
-}
-
 /// Parses one target.
 pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
     if text.len() > MAX_RULE_BYTES {
@@ -161,7 +160,12 @@ pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
             "a rule has at most 512 bytes",
         ));
     }
+    let text = text.trim_end();
+    if let Some(at) = text.find(|c: char| c.is_control() && c != '\t') {
+        return Err(RuleError::new(text, at, "a rule has no control characters"));
+    }
     let mut input = Input { text, at: 0 };
+    let methods = input.methods()?;
     let scheme = if input.take("http://") {
         Some(Scheme::Http)
     } else if input.take("https://") {
@@ -175,19 +179,17 @@ pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
     } else {
         None
     };
+    let path = input.path()?;
     let special_ranges = input.options()?;
     let ((first_port, last_port), scheme) = match (ports, scheme, action) {
         (Some(ports), scheme, _) => (ports, scheme),
         (None, Some(Scheme::Http), _) => ((80, 80), Some(Scheme::Http)),
         // Whoever denies a host means all of it.
         (None, None, Action::Deny) => ((1, u16::MAX), None),
+        (None, None, _) if !defence::holds("rule-default-port") => ((1, u16::MAX), None),
         (None, _, _) => ((443, 443), Some(Scheme::Tunnel)),
     };
-    let verb = match action {
-        Action::Allow => "allow",
-        Action::Ask => "ask",
-        Action::Deny => "deny",
-    };
+    let text: Box<str> = format!("{} {text}", action.verb()).into();
     Ok(Rule {
         action,
         level: 0,
@@ -202,19 +204,52 @@ pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
             _ => scheme,
         },
         special_ranges,
-        text: format!("{verb} {}", text.trim()).into(),
+        condition: (!methods.is_empty() || path.is_some()).then(|| Condition {
+            methods: methods.into(),
+            path,
+        }),
+        shown: text.clone(),
+        text,
+        set: None,
     })
+}
+
+impl Action {
+    /// How a line of a rule file starts.
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Ask => "ask",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+impl Condition {
+    /// Whether a rule of this action is about a request; without `forms` its path is unclear. What allows is taken
+    /// by the word. What denies or asks is not got around by another case, which methods do not have (RFC 9110 §9.1)
+    /// but some servers ignore.
+    pub(super) fn fits(&self, action: Action, line: RequestLine<'_>, forms: Option<&Forms>) -> bool {
+        let strictly = action == Action::Allow;
+        let fits_method = |method: &str| {
+            method == line.method
+                || (!strictly
+                    && method.eq_ignore_ascii_case(line.method)
+                    && defence::holds("method-case-of-deny"))
+        };
+        let fits_path = |path: &PathPattern| match forms {
+            Some(forms) => path.fits(forms, strictly),
+            None => !strictly && defence::holds("unclear-path"),
+        };
+        (self.methods.is_empty() || self.methods.iter().any(|method| fits_method(method)))
+            && self.path.as_ref().is_none_or(fits_path)
+    }
 }
 
 impl Rule {
     /// Whether port and scheme match; the target is the matcher's business.
     pub(super) fn covers(&self, port: u16, scheme: Scheme) -> bool {
         (self.first_port..=self.last_port).contains(&port) && self.scheme.is_none_or(|s| s == scheme)
-    }
-
-    /// Whether no port and no scheme is left out.
-    pub(super) fn covers_all_ports(&self) -> bool {
-        self.first_port <= 1 && self.last_port == u16::MAX && self.scheme.is_none()
     }
 
     /// Whether its targets may be in special ranges: by option, or because it names nothing else.
@@ -231,17 +266,22 @@ impl Network {
         }
     }
 
-    pub(super) fn bits(self) -> u8 {
-        self.bits
-    }
-
     pub(super) fn is_ipv4(self) -> bool {
         self.address.is_ipv4()
     }
 
-    /// The network of so many bits that holds `address`.
-    pub(super) fn around(address: IpAddr, bits: u8) -> Self {
-        Self::new(address, bits)
+    /// Its first and last address as numbers.
+    pub(super) fn ends(self) -> (u128, u128) {
+        match self.address {
+            IpAddr::V4(first) => {
+                let rest = u32::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                (first.to_bits().into(), (first.to_bits() | rest).into())
+            }
+            IpAddr::V6(first) => {
+                let rest = u128::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                (first.to_bits(), first.to_bits() | rest)
+            }
+        }
     }
 
     fn is_special(self) -> bool {
@@ -288,6 +328,59 @@ impl<'a> Input<'a> {
     fn until(&self, stops: &[char]) -> &'a str {
         let rest = self.rest();
         rest.find(stops).and_then(|end| rest.get(..end)).unwrap_or(rest)
+    }
+
+    /// The list of methods before the target, where there is one.
+    fn methods(&mut self) -> Result<Vec<Box<str>>, RuleError> {
+        let start = self.at;
+        let word = self.until(&[' ', '\t']);
+        let is_method =
+            |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b',' | b'-' | b'_');
+        let rest = self.rest().get(word.len()..).unwrap_or("").trim_start();
+        if rest.is_empty() && KNOWN_METHODS.contains(&word) {
+            self.at += word.len();
+            return self.error("write the host after the method, as in GET api.example.com");
+        }
+        // A host may be written in capitals, too; a rule ends after it or goes on with an option.
+        if !word.bytes().all(is_method)
+            || !word.starts_with(|c: char| c.is_ascii_uppercase() || c == ',')
+            || rest.is_empty()
+            || rest == SPECIAL_RANGES
+        {
+            return Ok(Vec::new());
+        }
+        let mut methods = Vec::new();
+        for method in word.split(',') {
+            match method {
+                "" => return self.error("write a method here, as in GET,HEAD"),
+                "CONNECT" => {
+                    return self.error("CONNECT opens tunnels, and a rule without methods decides on those");
+                }
+                _ => methods.push(method.into()),
+            }
+            self.at += method.len() + 1;
+        }
+        self.at = start + word.len();
+        self.at += self.rest().len() - self.rest().trim_start().len();
+        Ok(methods)
+    }
+
+    /// The path behind the target, where there is one.
+    fn path(&mut self) -> Result<Option<PathPattern>, RuleError> {
+        let word = self.until(&[' ', '\t']);
+        if !word.starts_with('/') {
+            return Ok(None);
+        }
+        match PathPattern::parse(word) {
+            Ok(path) => {
+                self.at += word.len();
+                Ok(Some(path))
+            }
+            Err(BadPattern { offset, advice }) => {
+                self.at += offset;
+                self.error(advice)
+            }
+        }
     }
 
     fn target(&mut self) -> Result<Target, RuleError> {
@@ -344,9 +437,6 @@ impl<'a> Input<'a> {
             Err(error) => return self.error(format!("write a host name or an address here: {error}")),
         };
         self.at += name.len();
-        if self.rest().starts_with('/') {
-            return self.error("rules by path are not supported yet; end the rule here");
-        }
         Ok(wild(parsed))
     }
 
@@ -354,10 +444,14 @@ impl<'a> Input<'a> {
         let most = if address.is_ipv4() { 32 } else { 128 };
         let mut bits = most;
         if self.take("/") {
-            let number = self.until(&[' ', '\t', ':']);
+            let number = self.until(&[' ', '\t', ':', '/']);
             bits = match number.parse::<u8>() {
                 Ok(bits) if bits <= most && !number.starts_with('+') => bits,
-                _ => return self.error(format!("write the network's length in bits, from 0 to {most}")),
+                _ => {
+                    return self.error(format!(
+                        "write the network's length in bits, from 0 to {most}; a path follows a port, as in :443/path"
+                    ));
+                }
             };
             if truncate(address, bits) != address {
                 return self.error(format!(
@@ -408,21 +502,14 @@ impl<'a> Input<'a> {
             if self.rest().is_empty() {
                 return Ok(special_ranges);
             }
-            if self.rest().starts_with('/') {
-                return self.error("rules by path are not supported yet; end the rule here");
-            }
             let word = self.until(&[' ', '\t']);
             if blank == 0 || word != SPECIAL_RANGES {
-                return self.error("only the option special-ranges, after a space, may follow here");
+                return self.error(
+                    "only the option special-ranges, after a space, may follow here (methods, in capitals, stand first)",
+                );
             }
             special_ranges = true;
             self.at += word.len();
         }
     }
-}
-
-/// What a matcher looks up for a target: shared with it so that both read names the same way.
-pub(super) fn parents(host: &Host) -> impl Iterator<Item = &str> {
-    let name = host.name().map_or("", HostName::as_str);
-    name.match_indices('.').filter_map(|(dot, _)| name.get(dot + 1..))
 }

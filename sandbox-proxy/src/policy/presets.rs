@@ -1,25 +1,57 @@
 //! Curated rule sets. The lists are the data files beside this one; each line is a rule.
 
 use super::Rules;
-use super::parse;
 
-pub(super) const OPEN: &str = include_str!("presets/open.rules");
-pub(super) const BALANCED: &str = include_str!("presets/balanced.rules");
-pub(super) const LOCKED_DOWN: &str = include_str!("presets/locked_down.rules");
+/// A curated set of rules, as data: each can be listed, and trimmed with [`Rules::without`].
+///
+/// ```
+/// use sandbox_proxy::policy::Preset;
+///
+/// for preset in Preset::ALL {
+///     println!("{} {}\n{}", preset.name, preset.version, preset.text);
+/// }
+/// let rules = Preset::BALANCED.rules().without("allow bitbucket.org");
+/// rules.validate()?;
+/// # Ok::<(), sandbox_proxy::RuleError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preset {
+    /// What it is called, and what its set is called.
+    pub name: &'static str,
+    /// Rises with every change of its rules, so that an audit log can be read against them.
+    pub version: u32,
+    /// Its rules, as [`Rules::parse`] takes them, with comments.
+    pub text: &'static str,
+}
 
-/// The rules of a preset, each marked with the preset's name.
-pub(super) fn load(preset: &str, text: &str) -> Rules {
-    let mut rules = Rules::new();
-    for line in text.lines() {
-        match parse::line(line) {
-            Ok(Some(mut rule)) => {
-                rule.text = format!("{} ({preset})", rule.text).into();
-                rules.matcher.insert(rule);
-            }
-            Ok(None) => {}
+impl Preset {
+    /// Every public host, on 443 and as plain HTTP.
+    pub const OPEN: Self = Self {
+        name: "open",
+        version: 1,
+        text: include_str!("presets/open.rules"),
+    };
+    /// What software development needs.
+    pub const BALANCED: Self = Self {
+        name: "balanced",
+        version: 2,
+        text: include_str!("presets/balanced.rules"),
+    };
+    /// Nothing.
+    pub const LOCKED_DOWN: Self = Self {
+        name: "locked_down",
+        version: 1,
+        text: include_str!("presets/locked_down.rules"),
+    };
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::LOCKED_DOWN, Self::BALANCED, Self::OPEN];
+
+    /// Its rules, as the set of its name at level 0.
+    pub fn rules(&self) -> Rules {
+        match Rules::parse(self.text) {
+            Ok(rules) => Rules::new().set(self.name, 0, rules),
             // A test loads every preset; should one be broken all the same, it allows nothing.
-            Err(error) => rules.error = Some(error),
+            Err(error) => Rules::new().noting(Err(error)),
         }
     }
-    rules
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sandbox_core::SandboxId;
@@ -10,9 +10,10 @@ use sandbox_core::audit::AuditSink;
 use sandbox_core::credential::CredentialSource;
 use sandbox_core::host::HostName;
 use sandbox_core::policy::{Approver, InvalidPolicy, Policy};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::asking::Asking;
 use super::pool::Pool;
 use super::quota::{Ledger, Quota};
 use super::{Inner, Proxy, limits};
@@ -197,9 +198,9 @@ impl ProxyBuilder {
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
             sandbox: self.sandbox,
-            policy: RwLock::new(self.policy),
-            approver: self.approver,
-            approval_time: self.approval_time,
+            policy: watch::Sender::new(self.policy),
+            changing: Mutex::default(),
+            asking: Asking::new(self.approver, self.approval_time),
             services,
             placeholder_tag,
             names: Names::new(self.fixed, self.resolver),

@@ -6,7 +6,6 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use sandbox_core::policy::RequestLine;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -20,6 +19,7 @@ use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
 use super::{limits, pool};
 use crate::audit::record::Record;
+use crate::defence;
 use crate::scrub::{Framing, Messages, Scrubber};
 use crate::services::bound::{Bound, BoundError};
 use crate::services::inject::Injected;
@@ -65,7 +65,7 @@ async fn exchange(
     parts.extensions.clear();
     message::check(&parts, route)?;
     let renewed;
-    let route = if route.admission.is_of(&inner.policy()) {
+    let route = if route.admission.is_of(&inner.policy()) || !defence::holds("policy-for-open-streams") {
         route
     } else {
         // The tunnel was admitted under a policy that has been replaced since.
@@ -74,16 +74,15 @@ async fn exchange(
         renewed = Route::new(inner, route.host.clone(), route.port, route.tls, admission)?;
         &renewed
     };
-    if route.admission.inspect {
-        let line = RequestLine {
-            method: parts.method.as_str(),
-            path: parts.uri.path(),
-        };
-        let admission = inner
-            .admit(&route.host, route.port, route.scheme(), Some(line))
-            .await?;
+    let admitted;
+    let route = if route.admission.inspect {
+        let admission = inner.admit_request(route, &parts).await?;
         record.allowed(&admission.rule);
-    }
+        admitted = Route::new(inner, route.host.clone(), route.port, route.tls, admission)?;
+        &admitted
+    } else {
+        route
+    };
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
     let service = inject(inner, route, &mut parts, record).await?;

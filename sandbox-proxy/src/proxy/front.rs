@@ -14,6 +14,7 @@ use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
 use super::{Inner, exchange, intercept, tunnel};
 use crate::audit::record::Record;
+use crate::defence;
 
 /// The port on which a tunnel is read as plain HTTP.
 pub(super) const HTTP_PORT: u16 = 80;
@@ -53,7 +54,8 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
             } else if route.is_read() {
                 Box::pin(intercept::serve(inner, route, client, upstream, record)).await;
             } else {
-                Box::pin(tunnel::serve(route, client, upstream, record)).await;
+                let tunnel = tunnel::serve(Arc::clone(&route), client, upstream, Arc::clone(&record));
+                Box::pin(inner.while_allowed(&route, &record, tunnel)).await;
             }
         }
         Some(After::WebSocket {
@@ -131,7 +133,9 @@ async fn connect(
     let admission = inner.admit(&host, port, scheme, None).await?;
     record.allowed(&admission.rule);
     let route = Route::new(inner, host, port, tls, admission)?;
-    let upstream = if !tls || (route.is_read() && route.target.speaks_h2().is_some()) {
+    // Where requests decide, nothing is resolved or dialled before one of them is allowed.
+    let waits = route.admission.inspect && defence::holds("inspect-before-dial");
+    let upstream = if !tls || waits || (route.is_read() && route.target.speaks_h2().is_some()) {
         None
     } else {
         Some(inner.dial(&route).await?)

@@ -37,6 +37,8 @@ pub(crate) async fn serve(
     // The client is told of HTTP/2 first only where upstream speaks it.
     let h2 = match route.target.speaks_h2() {
         Some(h2) => h2,
+        // Unknown before a request is allowed, and either can be turned into the other.
+        None if route.admission.inspect => true,
         None => match inner.connect(&route, upstream, Offer::Any).await {
             Ok(sender) => {
                 let h2 = matches!(sender, super::pool::Sender::H2(_));

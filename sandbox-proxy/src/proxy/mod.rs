@@ -2,6 +2,7 @@
 //! decided, `upstream` resolves, vets and dials; then `tunnel` for bytes or `intercept` for requests, each of
 //! which goes through `exchange`.
 
+mod asking;
 mod body;
 mod builder;
 mod exchange;
@@ -11,6 +12,7 @@ mod http1;
 mod intercept;
 mod io;
 mod limits;
+mod live;
 mod message;
 mod pool;
 mod quota;
@@ -20,21 +22,22 @@ mod tunnel;
 mod upstream;
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sandbox_core::audit::AuditEvent;
 use sandbox_core::credential::CredentialError;
 use sandbox_core::host::Host;
-use sandbox_core::policy::{Approver, InvalidPolicy, Policy, Scheme};
+use sandbox_core::policy::{Policy, Scheme};
 use sandbox_core::{BoxStream, SandboxId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use builder::{ProxyBuilder, ProxyError};
+pub use live::ChangeError;
 
 use crate::audit::Hub;
 use crate::audit::record::Record;
@@ -44,6 +47,7 @@ use crate::services::directory::Directory;
 use crate::services::{Explanation, PlaceholderTag};
 use crate::tls::Ca;
 use crate::tls::client::Clients;
+use asking::Asking;
 use io::Watched;
 use pool::Pool;
 use quota::Quota;
@@ -74,9 +78,10 @@ pub struct MissingCredential {
 
 pub(crate) struct Inner {
     sandbox: SandboxId,
-    policy: RwLock<Arc<dyn Policy>>,
-    approver: Option<Arc<dyn Approver>>,
-    approval_time: Duration,
+    policy: watch::Sender<Arc<dyn Policy>>,
+    /// Held while the policy is changed; decisions do not wait for it.
+    changing: Mutex<()>,
+    asking: Asking,
     services: Directory,
     placeholder_tag: PlaceholderTag,
     names: Names,
@@ -165,18 +170,6 @@ impl Proxy {
                 });
             }
         }
-        Ok(())
-    }
-
-    /// Replaces the policy for every attempt from now on; requests in tunnels that are read are such attempts, too.
-    /// Opaque tunnels that are open stay open.
-    ///
-    /// # Errors
-    /// The new policy cannot be used; the old one stays.
-    pub fn set_policy(&self, policy: Arc<dyn Policy>) -> Result<(), InvalidPolicy> {
-        policy.check()?;
-        *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
-        self.inner.pool.forget();
         Ok(())
     }
 

@@ -15,9 +15,12 @@ use super::limits;
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
 const READY_TIME: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// TLS, host, port, and whether special ranges were permitted: what one rule let through is not for another's.
+type Key = (bool, Host, u16, bool);
+
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    targets: Mutex<HashMap<(bool, Host, u16), Arc<Target>>>,
+    targets: Mutex<HashMap<Key, Arc<Target>>>,
 }
 
 /// Connections to one target.
@@ -51,9 +54,10 @@ pub(crate) struct Checkin {
 }
 
 impl Pool {
-    pub(crate) fn target(&self, tls: bool, host: &Host, port: u16) -> Arc<Target> {
+    /// `special`: whether connections may lead to special ranges.
+    pub(crate) fn target(&self, tls: bool, host: &Host, port: u16, special: bool) -> Arc<Target> {
         let mut targets = self.lock();
-        let key = (tls, host.clone(), port);
+        let key = (tls, host.clone(), port, special);
         if let Some(target) = targets.get(&key) {
             return Arc::clone(target);
         }
@@ -86,7 +90,7 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(bool, Host, u16), Arc<Target>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Target>>> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -243,8 +247,8 @@ mod tests {
         let pool = Pool::default();
         let (first, mut far) = connection().await;
         let (second, _far) = connection().await;
-        let one = pool.target(false, &"one.test".parse().unwrap(), 80);
-        let two = pool.target(false, &"two.test".parse().unwrap(), 80);
+        let one = pool.target(false, &"one.test".parse().unwrap(), 80, false);
+        let two = pool.target(false, &"two.test".parse().unwrap(), 80, false);
         two.put(Sender::H1(first));
         sleep(std::time::Duration::from_secs(1)).await;
         one.put(Sender::H1(second));

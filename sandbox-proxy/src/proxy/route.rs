@@ -67,7 +67,9 @@ impl Route {
         Ok(Arc::new(Self {
             authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
             host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
-            target: inner.pool.target(tls, &host, port),
+            target: inner
+                .pool
+                .target(tls, &host, port, admission.permits_special_ranges),
             host,
             port,
             tls,

@@ -10,6 +10,7 @@ mod leaks;
 mod limits;
 mod names;
 mod plain;
+mod policy;
 mod requests;
 mod scrubbing;
 mod secrets;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use sandbox_core::host::HostName;
-use sandbox_core::policy::{Approver, Attempt, Decision, Policy, Question};
+use sandbox_core::policy::{Approval, Approver, Attempt, Decision, Policy, Question};
 use sandbox_proxy::{Resolver, Rules};
 
 use crate::support::*;
@@ -202,9 +202,9 @@ struct Slow;
 
 #[async_trait]
 impl Approver for Slow {
-    async fn approve(&self, question: Question) -> bool {
+    async fn approve(&self, question: Question) -> Approval {
         if question.host.to_string() == "api.test" {
-            return true;
+            return Approval::allow();
         }
         std::future::pending().await
     }
