@@ -3,7 +3,7 @@
 //! Values live in [`SecretString`]: redacted in `Debug`, wiped when dropped.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 pub use secrecy::{ExposeSecret, SecretString};
@@ -78,14 +78,45 @@ pub struct Issued {
     /// When it ends; a source is asked again before. `None`: ask for every request, which is what makes a
     /// rotated key act at once. Sources for which that is dear cache by themselves.
     pub expires: Option<SystemTime>,
+    /// Secrets beside it that must not come back either, for instance the refresh token that it was got with.
+    pub also_secret: Vec<SecretString>,
 }
 
 impl Issued {
+    /// A credential without a known end.
+    pub fn new(credential: Credential) -> Self {
+        Self {
+            credential,
+            expires: None,
+            also_secret: Vec::new(),
+        }
+    }
+
     /// A single secret text without a known end.
     pub fn token(value: impl Into<SecretString>) -> Self {
+        Self::new(Credential::Token(value.into()))
+    }
+
+    /// The same, with an end.
+    #[must_use]
+    pub fn until(self, expires: SystemTime) -> Self {
         Self {
-            credential: Credential::Token(value.into()),
-            expires: None,
+            expires: Some(expires),
+            ..self
+        }
+    }
+
+    /// Every secret text in it or beside it.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
+        self.credential.secrets().chain(&self.also_secret)
+    }
+
+    /// Whether it is still good `margin` after `now`. One without a known end is.
+    pub fn outlasts(&self, now: SystemTime, margin: Duration) -> bool {
+        match (self.expires, now.checked_add(margin)) {
+            (None, _) => true,
+            (Some(expires), Some(then)) => then < expires,
+            (Some(_), None) => false,
         }
     }
 }
@@ -127,6 +158,12 @@ pub enum CredentialError {
         source_name: String,
         /// What is wrong with it, without the value.
         why: &'static str,
+    },
+    /// What the source holds has ended, or was revoked, and the source cannot renew it by itself.
+    #[error("what {source_name} holds is no longer good: sign in again, or replace it")]
+    Ended {
+        /// The source, as it describes itself.
+        source_name: String,
     },
     /// The source failed, for instance a file that cannot be read.
     #[error("{source_name} could not be read")]

@@ -25,7 +25,7 @@ use crate::{
 const CORE: &str = "core";
 
 /// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
-const PEERS: [&str; 3] = ["curl", "git", "python3"];
+const PEERS: [&str; 4] = ["curl", "git", "python3", "python3-botocore"];
 
 /// Tests at once in the emulated host.
 const THREADS_EMULATED: &str = "2";

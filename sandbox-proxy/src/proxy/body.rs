@@ -4,10 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use aws_lc_rs::digest::Digest;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pool::Checkin;
@@ -15,50 +16,141 @@ use crate::audit::record::Record;
 use crate::scrub::Scrubber;
 use crate::services::bound::Bound;
 use crate::services::places;
+use crate::services::sign::SignError;
+use crate::services::sign::chunks::{ChunkError, Chunks};
+use crate::services::sign::payload::{self, Whole};
 
 /// A body from the guest.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
-    incoming: Incoming,
+    source: Source,
     record: Arc<Record>,
     /// The service it goes to, if any: trailers are one more place for a credential of the client's own.
     service: Option<Arc<Bound>>,
 }
 
+/// How a body from the guest goes on.
+#[derive(Debug)]
+enum Source {
+    /// As it comes.
+    Client(Incoming),
+    /// It has come.
+    Whole(Whole),
+    /// As it comes, signed chunk by chunk.
+    Chunks(Incoming, Box<Chunks>),
+    /// It has ended.
+    Nothing,
+}
+
+/// Why a body from the guest ends too early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the client broke it off")]
+    Client(#[from] hyper::Error),
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+}
+
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, record: Arc<Record>, service: Option<Arc<Bound>>) -> Self {
         Self {
-            incoming,
+            source: Source::Client(incoming),
             record,
             service,
         }
     }
-}
 
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
+    /// Waits for all of it and gives its SHA-256.
+    pub(crate) async fn collect(&mut self, room: &Arc<Semaphore>) -> Result<(&Whole, Digest), SignError> {
+        let (whole, digest) = payload::collect(self, room).await?;
+        self.source = Source::Whole(whole);
+        match &self.source {
+            Source::Whole(whole) => Ok((whole, digest)),
+            _ => Err(SignError::BrokenOff),
+        }
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+    /// Signs its chunks from here on.
+    pub(crate) fn sign_chunks(&mut self, chunks: Chunks) {
+        self.source = match std::mem::replace(&mut self.source, Source::Nothing) {
+            Source::Client(incoming) => Source::Chunks(incoming, Box::new(chunks)),
+            other => other,
+        };
+    }
+
+    /// What comes from the client, counted and without credentials in trailers.
+    fn poll_client(
+        incoming: &mut Incoming,
+        record: &Record,
+        service: Option<&Arc<Bound>>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let mut frame = ready!(Pin::new(incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame {
-            self.record.add_out(frame.data_ref().map_or(0, Bytes::len));
-            if let (Some(trailers), Some(bound)) = (frame.trailers_mut(), &self.service) {
+            record.add_out(frame.data_ref().map_or(0, Bytes::len));
+            if let (Some(trailers), Some(bound)) = (frame.trailers_mut(), service) {
                 places::strip_trailers(trailers, &bound.service);
             }
         }
         Poll::Ready(frame)
     }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let (record, service) = (&this.record, this.service.as_ref());
+        let polled = match &mut this.source {
+            Source::Client(incoming) => {
+                return Self::poll_client(incoming, record, service, cx).map_err(BodyError::from);
+            }
+            Source::Whole(whole) => return Poll::Ready(whole.next().map(Ok)),
+            Source::Nothing => return Poll::Ready(None),
+            Source::Chunks(incoming, chunks) => loop {
+                if let Some(ready) = chunks.next() {
+                    return Poll::Ready(Some(Ok(Frame::data(ready))));
+                }
+                let pushed = match ready!(Self::poll_client(incoming, record, service, cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => chunks.push(data),
+                        // Chunks have trailers of their own.
+                        Err(_) => Ok(()),
+                    },
+                    Some(Err(error)) => break Some(Err(error.into())),
+                    None if chunks.is_done() => break None,
+                    None => chunks.finish(),
+                };
+                if let Err(error) = pushed {
+                    break Some(Err(error.into()));
+                }
+            },
+        };
+        this.source = Source::Nothing;
+        Poll::Ready(polled)
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Whole(whole) => whole.is_done(),
+            Source::Chunks(..) => false,
+            Source::Nothing => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            // Signing anew changes no length.
+            Source::Client(incoming) | Source::Chunks(incoming, _) => incoming.size_hint(),
+            Source::Whole(whole) => SizeHint::with_exact(whole.len()),
+            Source::Nothing => SizeHint::with_exact(0),
+        }
     }
 }
 

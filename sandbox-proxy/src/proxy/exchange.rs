@@ -1,6 +1,7 @@
 //! One request and its response, wherever the stream is read: check, ask, clean, inject, send, scrub.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
@@ -21,8 +22,9 @@ use super::{limits, pool};
 use crate::audit::record::Record;
 use crate::defence;
 use crate::scrub::{Framing, Messages, Scrubber};
-use crate::services::bound::{Bound, BoundError};
+use crate::services::bound::{Bound, BoundError, ToSign};
 use crate::services::inject::Injected;
+use crate::services::sign::SignError;
 use crate::services::{CredentialReason, Explanation};
 
 /// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
@@ -85,14 +87,20 @@ async fn exchange(
     };
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
-    let service = inject(inner, route, &mut parts, record).await?;
+    let (service, to_sign) = inject(inner, route, &mut parts, record).await?;
     if route.scrubbing != Scrubbing::Never {
         message::make_scrubbable(&mut parts.headers, route.scrubbing == Scrubbing::All);
     }
     if websocket.is_some() {
         message::set_websocket(&mut parts.headers);
     }
-    let body = RequestBody::new(incoming, Arc::clone(record), service);
+    let mut body = RequestBody::new(incoming, Arc::clone(record), service);
+    if let Some(signing) = to_sign {
+        body = signing
+            .apply(&mut parts, body, &route.host_header, SystemTime::now())
+            .await
+            .map_err(unsigned)?;
+    }
     let offer = if websocket.is_some() {
         Offer::Http1
     } else {
@@ -112,21 +120,21 @@ async fn exchange(
 }
 
 /// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
-/// the request's trailers, too.
+/// the request's trailers, too, and what the request is to be signed with.
 async fn inject(
     inner: &Inner,
     route: &Route,
     parts: &mut Parts,
     record: &Record,
-) -> Result<Option<Arc<Bound>>, Refusal> {
+) -> Result<(Option<Arc<Bound>>, ToSign), Refusal> {
     let Some(managed) = &route.service else {
-        return Ok(None);
+        return Ok((None, None));
     };
     let bound = &managed.bound;
     let mut told = managed.explain(parts.uri.path());
     if !managed.is_site() {
         explain(route, record, &told);
-        return Ok(None);
+        return Ok((None, None));
     }
     let endpoint = managed.endpoint(parts.uri.path());
     let target = (&route.host, route.port);
@@ -135,25 +143,31 @@ async fn inject(
         bound.inject(parts, endpoint, target, &inner.sandbox, &inner.secrets),
     );
     let result = match injected.await {
-        Ok(Ok(injected)) => {
+        Ok(Ok((injected, to_sign))) => {
             match injected {
                 Injected::Managed => record.credential(bound.service.name()),
                 Injected::Own => told.reason = CredentialReason::ClientsOwn,
                 Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
                 Injected::Issued | Injected::NotHere => {}
             }
-            Ok((injected != Injected::Own).then(|| Arc::clone(bound)))
+            let has_say = (injected != Injected::Own).then(|| Arc::clone(bound));
+            Ok((has_say, to_sign))
         }
         Ok(Err(error)) => {
             // Which file or command of the host it is, is no business of the guest.
             record.outcome(&error.to_string());
             told.reason = CredentialReason::from(&error);
+            if let BoundError::Sign(error) = error {
+                explain(route, record, &told);
+                return Err(unsigned(error));
+            }
             let is_denial = told.reason == CredentialReason::Rejected;
             let detail = match error {
                 BoundError::Source { service, .. } => {
                     format!("there is no credential for service {service} now; the host's audit log says why")
                 }
                 BoundError::Inject(error) => error.to_string(),
+                BoundError::Sign(error) => error.to_string(),
             };
             Err(Refusal::credential(detail, is_denial))
         }
@@ -170,6 +184,15 @@ async fn inject(
     };
     explain(route, record, &told);
     result
+}
+
+/// A request that cannot be signed.
+fn unsigned(error: SignError) -> Refusal {
+    match error {
+        SignError::Busy => Refusal::busy(&error.to_string()),
+        SignError::TooSlow => Refusal::timeout("proxy_internal_error", &error.to_string()),
+        error => Refusal::credential(error.to_string(), true),
+    }
 }
 
 /// Writes down why a request has a credential or none.

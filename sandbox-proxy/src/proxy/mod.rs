@@ -36,6 +36,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use body::RequestBody;
 pub use builder::{ProxyBuilder, ProxyError};
 pub use live::ChangeError;
 

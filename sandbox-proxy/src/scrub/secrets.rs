@@ -32,12 +32,26 @@ impl Secrets {
 
     /// Looks for what this credential of a service holds, too. Call before the credential goes out.
     pub(crate) fn remember(&self, service: &Arc<str>, credential: &Credential) {
+        self.remember_all(service, credential.secrets());
+    }
+
+    /// The same for single secrets.
+    pub(crate) fn remember_all<'a>(
+        &self,
+        service: &Arc<str>,
+        secrets: impl IntoIterator<Item = &'a SecretString>,
+    ) {
         let mut recent = self.lock();
         let recent = &mut *recent;
         let mut grown = false;
-        for secret in credential.secrets() {
-            let known = |(_, s): &(_, SecretString)| s.expose_secret() == secret.expose_secret();
-            if recent.secrets.iter().any(known) {
+        for secret in secrets {
+            let known = |(of, s): &(Arc<str>, SecretString)| {
+                of == service && s.expose_secret() == secret.expose_secret()
+            };
+            if let Some(at) = recent.secrets.iter().position(known) {
+                // In use, so not the next to be forgotten: a long-lived key beside tokens that change.
+                let in_use = recent.secrets.remove(at);
+                recent.secrets.push(in_use);
                 continue;
             }
             let own = recent.secrets.iter().filter(|(of, _)| of == service).count();
@@ -57,5 +71,30 @@ impl Secrets {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_in_use_is_not_forgotten_for_those_that_change_beside_it() {
+        let (secrets, service) = (Secrets::default(), Arc::from("aws"));
+        for round in 0..3 * REMEMBERED {
+            let keys = Credential::Aws {
+                access_key_id: "AKIA".into(),
+                secret_access_key: "the-long-lived-key".to_owned().into(),
+                session_token: Some(format!("token-of-round-{round}").into()),
+            };
+            secrets.remember(&service, &keys);
+            for secret in keys.secrets() {
+                let text = secret.expose_secret().as_bytes();
+                assert!(
+                    !secrets.patterns().find(text, text.len()).is_empty(),
+                    "round {round}"
+                );
+            }
+        }
     }
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use sandbox_core::SandboxId;
-use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource};
+use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::Host;
 use tokio::sync::Semaphore;
 
-use super::Service;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Placement};
 use super::inject::{self, InjectError, Injected};
 use super::placeholder::PlaceholderTag;
+use super::sign::{self, SignError, Signing};
+use super::{ClientCredential, Service, places};
 use crate::scrub::Secrets;
 
 /// Requests of one sandbox for which a service's source is asked at a time; others wait. Protects what a source takes of
@@ -27,6 +28,8 @@ pub(crate) struct Bound {
     pub(crate) source: Arc<dyn CredentialSource>,
     name: Arc<str>,
     fetches: Semaphore,
+    /// For bodies that are collected to be signed.
+    room: Arc<Semaphore>,
 }
 
 /// Why a request to a service cannot go out.
@@ -36,7 +39,12 @@ pub(crate) enum BoundError {
     Source { service: String, cause: CredentialError },
     #[error(transparent)]
     Inject(#[from] InjectError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
 }
+
+/// A request is to go out with a signature by the source's keys, once nothing else of it changes.
+pub(crate) type ToSign = Option<Box<Signing>>;
 
 impl Bound {
     pub(crate) fn new(service: Service, source: Arc<dyn CredentialSource>) -> Self {
@@ -45,6 +53,7 @@ impl Bound {
             service,
             source,
             fetches: Semaphore::new(MAX_FETCHES),
+            room: sign::payload::room(),
         }
     }
 
@@ -63,32 +72,64 @@ impl Bound {
         target: (&Host, u16),
         sandbox: &SandboxId,
         secrets: &Secrets,
-    ) -> Result<Injected, BoundError> {
+    ) -> Result<(Injected, ToSign), BoundError> {
+        if let Some(Placement::SigV4 { of_aws }) = endpoint.map(|endpoint| &endpoint.placement) {
+            places::strip_overrides(&mut parts.headers);
+            if self.client_keeps_its_signature(parts)? {
+                return Ok((Injected::Own, None));
+            }
+            let claim = sign::claim(parts, &self.service, target.0, *of_aws)?;
+            let issued = self.issue(target, sandbox).await?;
+            secrets.remember_all(&self.name, issued.secrets());
+            let signing = Signing::new(claim, issued.credential, Arc::clone(&self.room), *of_aws);
+            let kind = || InjectError::Kind(self.service.name().to_owned());
+            return Ok((Injected::Managed, Some(Box::new(signing.ok_or_else(kind)?))));
+        }
         if let Some(injected) = inject::prepare(parts, &self.service, endpoint)? {
-            return Ok(injected);
+            return Ok((injected, None));
         }
         // `prepare` ends requests without an endpoint.
         let Some(endpoint) = endpoint else {
-            return Ok(Injected::NotHere);
+            return Ok((Injected::NotHere, None));
         };
-        let issued = self
-            .fetch(sandbox, Some(target))
+        let issued = self.issue(target, sandbox).await?;
+        secrets.remember_all(&self.name, &issued.also_secret);
+        let credential = inject::shaped(issued.credential, &self.service, endpoint)?;
+        secrets.remember(&self.name, &credential);
+        inject::replace(parts, &self.service, endpoint, &credential)?;
+        Ok((Injected::Managed, None))
+    }
+
+    /// The credential of now.
+    async fn issue(&self, target: (&Host, u16), sandbox: &SandboxId) -> Result<Issued, BoundError> {
+        self.fetch(sandbox, Some(target))
             .await
             .map_err(|cause| BoundError::Source {
                 service: self.service.name().to_owned(),
                 cause,
-            })?;
-        let credential = inject::shaped(issued, &self.service, endpoint)?;
-        secrets.remember(&self.name, &credential);
-        inject::replace(parts, &self.service, endpoint, &credential)?;
-        Ok(Injected::Managed)
+            })
+    }
+
+    /// Whether a request keeps the signature that it has: one with other keys than the placeholders.
+    fn client_keeps_its_signature(&self, parts: &Parts) -> Result<bool, InjectError> {
+        let is_own = || match sign::Claim::read(parts) {
+            Ok(claim) => !self.service.is_placeholder(&claim.access_key_id),
+            Err(error) => error != SignError::Unsigned,
+        };
+        match self.service.client_credential {
+            ClientCredential::Pass => Ok(is_own()),
+            ClientCredential::Reject if is_own() => {
+                Err(InjectError::Rejected(self.service.name().to_owned()))
+            }
+            _ => Ok(false),
+        }
     }
 
     pub(crate) async fn fetch(
         &self,
         sandbox: &SandboxId,
         target: Option<(&Host, u16)>,
-    ) -> Result<Credential, CredentialError> {
+    ) -> Result<Issued, CredentialError> {
         let request = CredentialRequest {
             sandbox,
             service: self.service.name(),
@@ -105,7 +146,7 @@ impl Bound {
             },
         );
         match asked.await {
-            Some(issued) => issued.map(|issued| issued.credential),
+            Some(issued) => issued,
             None => Err(CredentialError::Failed {
                 source_name: "the credential's source".to_owned(),
                 cause: "it panicked".into(),

@@ -86,9 +86,21 @@ impl Directory {
         self.bounds.is_empty()
     }
 
-    /// Whether this host is one of a service's, on whatever port.
+    /// Whether this host is one of a service's, on whatever port, and gets secrets that open something by themselves.
+    /// With a signature goes out no secret but the token of temporary keys, which is worth nothing without them.
     pub(crate) fn has_host(&self, host: &Host) -> bool {
-        self.candidates(host).next().is_some()
+        let gets_secrets = |entry: &Entry| {
+            let endpoint = self
+                .bounds
+                .get(entry.bound)?
+                .service
+                .endpoints
+                .get(entry.endpoint)?;
+            Some(!matches!(endpoint.placement, Placement::SigV4 { .. }))
+        };
+        self.candidates(host)
+            .flatten()
+            .any(|entry| gets_secrets(entry).unwrap_or(true))
     }
 
     /// The service for requests to this host and port. This is what enforcement uses and what is explained. The most

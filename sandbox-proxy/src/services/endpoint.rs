@@ -41,6 +41,8 @@ pub(crate) enum Placement {
     /// Wherever in the service's places the client has a placeholder: bare, after a scheme, or as one half of Basic. A
     /// request without one gets nothing.
     InPlace,
+    /// As a signature (AWS Signature Version 4) in the place of the client's. Some rules are AWS's own.
+    SigV4 { of_aws: bool },
     /// Nowhere: a bearer token that the service itself gave to the client goes through.
     Issued,
 }
@@ -147,6 +149,7 @@ impl Placement {
             Self::Basic(_) => "as Basic in header authorization".to_owned(),
             Self::Query { name } => format!("in query parameter {name}"),
             Self::InPlace => "in the placeholder's place".to_owned(),
+            Self::SigV4 { .. } => "as a signature in the place of the client's".to_owned(),
             Self::Issued => "as a token that the service gave to the client".to_owned(),
         }
     }

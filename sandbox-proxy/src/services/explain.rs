@@ -50,6 +50,11 @@ pub enum CredentialReason {
     },
     /// The source took too long.
     SourceTimeout,
+    /// The request cannot be signed with the source's keys.
+    Unsignable {
+        /// Why.
+        cause: String,
+    },
     /// The source gave something that cannot be sent in the service's place.
     Unsendable {
         /// What is wrong with it; never the credential.
@@ -114,7 +119,7 @@ impl fmt::Display for CredentialReason {
             }
             Self::Source { cause } => write!(f, "not injected: {cause}"),
             Self::SourceTimeout => f.write_str("not injected: the source took too long"),
-            Self::Unsendable { cause } => write!(f, "not injected: {cause}"),
+            Self::Unsendable { cause } | Self::Unsignable { cause } => write!(f, "not injected: {cause}"),
         }
     }
 }
@@ -126,6 +131,9 @@ impl From<&BoundError> for CredentialReason {
                 cause: cause.to_string(),
             },
             BoundError::Inject(InjectError::Rejected(_)) => Self::Rejected,
+            BoundError::Sign(error) => Self::Unsignable {
+                cause: error.to_string(),
+            },
             BoundError::Inject(error) => Self::Unsendable {
                 cause: error.to_string(),
             },

@@ -13,6 +13,7 @@ mod known;
 mod placeholder;
 pub(crate) mod places;
 mod query;
+pub(crate) mod sign;
 #[cfg(test)]
 mod tests;
 

@@ -28,6 +28,7 @@ struct Run {
 enum Failure {
     NotFound,
     Malformed(&'static str),
+    Ended,
     Failed(Arc<dyn std::error::Error + Send + Sync>),
 }
 
@@ -72,6 +73,7 @@ impl From<CredentialError> for Failure {
         match error {
             CredentialError::NotFound { .. } => Self::NotFound,
             CredentialError::Malformed { why, .. } => Self::Malformed(why),
+            CredentialError::Ended { .. } => Self::Ended,
             CredentialError::Failed { cause, .. } => Self::Failed(cause.into()),
         }
     }
@@ -82,6 +84,7 @@ impl Failure {
         match self {
             Self::NotFound => CredentialError::NotFound { source_name },
             Self::Malformed(why) => CredentialError::Malformed { source_name, why },
+            Self::Ended => CredentialError::Ended { source_name },
             Self::Failed(cause) => CredentialError::Failed {
                 source_name,
                 cause: Box::new(cause),

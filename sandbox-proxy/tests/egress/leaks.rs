@@ -65,10 +65,7 @@ fn services(at: &str) -> Vec<(Service, Arc<dyn CredentialSource>)> {
             format!("{:?}", self.0)
         }
         async fn fetch(&self, _: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-            Ok(Issued {
-                credential: self.0.clone(),
-                expires: None,
-            })
+            Ok(Issued::new(self.0.clone()))
         }
     }
     let fixed = || Arc::new(sources::Static::new(SECRET)) as Arc<dyn CredentialSource>;

@@ -15,5 +15,6 @@ mod requests;
 mod scrubbing;
 mod secrets;
 mod services;
+mod signing;
 mod support;
 mod tunnels;

@@ -24,6 +24,7 @@ use super::{LOCAL, SECRET};
 /// A request as upstream saw it.
 #[derive(Debug, Clone)]
 pub struct Seen {
+    pub method: http::Method,
     pub version: Version,
     pub target: String,
     pub headers: HeaderMap,
@@ -131,7 +132,7 @@ pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let names = vec!["api.test".to_owned(), "other.test".to_owned()];
+    let names = ["api.test", "other.test", "sts.eu-west-1.amazonaws.com"].map(str::to_owned);
     let leaf = CertificateParams::new(names)
         .unwrap()
         .signed_by(&key, &ca)
@@ -201,6 +202,7 @@ async fn handle(
         Err(_) => return Ok(full("broken")),
     };
     seen.lock().unwrap().push(Seen {
+        method: parts.method.clone(),
         version: parts.version,
         target: parts.uri.to_string(),
         headers: parts.headers.clone(),

@@ -1,0 +1,179 @@
+//! The one form of a request that both sides hash.
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Uri};
+use zeroize::Zeroizing;
+
+use super::SignError;
+
+/// The names of the headers to sign, in order: what the client signed as far as it is still there, and all of AWS's.
+pub(super) fn signed_names(headers: &HeaderMap, claimed: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = headers
+        .keys()
+        .map(|name| name.as_str())
+        // Set by the proxy for each connection.
+        .filter(|name| *name != HOST.as_str())
+        .filter(|name| name.starts_with("x-amz-") || claimed.iter().any(|claimed| claimed == name))
+        .map(str::to_owned)
+        .collect();
+    names.push(HOST.as_str().to_owned());
+    names.sort_unstable();
+    names
+}
+
+/// The canonical request. S3 encodes paths once and takes them as they are, all others normalise them and encode twice.
+pub(super) fn request(
+    parts: &Parts,
+    host: &HeaderValue,
+    names: &[String],
+    is_s3: bool,
+    payload: &str,
+) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(1024));
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b'\n');
+    out.extend_from_slice(path(parts.uri.path(), is_s3).as_bytes());
+    out.push(b'\n');
+    query(parts.uri.query().unwrap_or(""), &mut out);
+    out.push(b'\n');
+    for name in names {
+        out.extend_from_slice(name.as_bytes());
+        out.push(b':');
+        if name == HOST.as_str() {
+            value(host.as_bytes(), &mut out);
+        } else {
+            for (index, each) in parts.headers.get_all(name).iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                value(each.as_bytes(), &mut out);
+            }
+        }
+        out.push(b'\n');
+    }
+    out.push(b'\n');
+    out.extend_from_slice(names.join(";").as_bytes());
+    out.push(b'\n');
+    out.extend_from_slice(payload.as_bytes());
+    out
+}
+
+/// Adds parameters at the end of the query, encoded.
+pub(super) fn add_to_query(parts: &mut Parts, added: &[(&str, &str)]) -> Result<(), SignError> {
+    let mut query = Zeroizing::new(parts.uri.query().unwrap_or("").to_owned());
+    for (name, value) in added {
+        if !query.is_empty() {
+            query.push('&');
+        }
+        encode(name.as_bytes(), false, &mut query);
+        query.push('=');
+        encode(value.as_bytes(), false, &mut query);
+    }
+    set_query(parts, &query)
+}
+
+/// Replaces the query; none where it is empty.
+pub(super) fn set_query(parts: &mut Parts, query: &str) -> Result<(), SignError> {
+    let path = parts.uri.path();
+    let separator = if query.is_empty() { "" } else { "?" };
+    let target = Zeroizing::new([path, separator, query].concat());
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(PathAndQuery::try_from(target.as_str()).map_err(|_| SignError::Form)?);
+    parts.uri = Uri::from_parts(uri).map_err(|_| SignError::Form)?;
+    Ok(())
+}
+
+fn path(raw: &str, is_s3: bool) -> String {
+    let mut out = String::with_capacity(raw.len() + 16);
+    if is_s3 {
+        encode(&decode(raw.as_bytes(), false), true, &mut out);
+        return out;
+    }
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in raw.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(kept.pop()),
+            _ => kept.push(segment),
+        }
+    }
+    let is_directory = ["/", "/.", "/.."].iter().any(|end| raw.ends_with(end));
+    let end = if is_directory && !kept.is_empty() { "/" } else { "" };
+    encode(["/", &kept.join("/"), end].concat().as_bytes(), true, &mut out);
+    out
+}
+
+fn query(raw: &str, out: &mut Vec<u8>) {
+    let encoded = |text: &str| {
+        let mut out = String::with_capacity(text.len());
+        encode(&decode(text.as_bytes(), true), false, &mut out);
+        out
+    };
+    let mut pairs: Vec<_> = raw
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (encoded(name), encoded(value))
+        })
+        .collect();
+    pairs.sort_unstable();
+    let pairs = Zeroizing::new(pairs);
+    for (index, (name, value)) in pairs.iter().enumerate() {
+        if index > 0 {
+            out.push(b'&');
+        }
+        out.extend_from_slice(name.as_bytes());
+        out.push(b'=');
+        out.extend_from_slice(value.as_bytes());
+    }
+}
+
+/// A header's value without spaces at its ends, and one where there are several.
+fn value(raw: &[u8], out: &mut Vec<u8>) {
+    let mut words = raw
+        .split(|byte| matches!(byte, b' ' | b'\t'))
+        .filter(|word| !word.is_empty());
+    if let Some(first) = words.next() {
+        out.extend_from_slice(first);
+    }
+    for word in words {
+        out.push(b' ');
+        out.extend_from_slice(word);
+    }
+}
+
+/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3) and, in a path, the slash.
+fn encode(bytes: &[u8], is_path: bool, out: &mut String) {
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || (is_path && *byte == b'/') {
+            out.push(char::from(*byte));
+        } else {
+            let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+            out.push('%');
+            out.push(digit(byte >> 4).to_ascii_uppercase());
+            out.push(digit(byte & 15).to_ascii_uppercase());
+        }
+    }
+}
+
+/// Undoes percent-encoding; what is no valid escape stays as it is. In a query, a plus is a space.
+pub(super) fn decode(raw: &[u8], is_query: bool) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        let digit = |at: usize| tail.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        bytes.push(match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                rest = tail.get(2..).unwrap_or(&[]);
+                u8::try_from(high * 16 + low).unwrap_or(b'?')
+            }
+            (b'+', ..) if is_query => b' ',
+            _ => first,
+        });
+    }
+    bytes
+}

@@ -1,0 +1,257 @@
+//! AWS: its hosts, which of them a signature may be for, and what a sandbox may not ask of them.
+
+use http::request::Parts;
+use sandbox_core::host::Host;
+
+use super::canonical::decode;
+use super::{Claim, SESSION, SignError, TOKEN};
+use crate::defence;
+use crate::services::Service;
+use crate::services::endpoint::Placement;
+
+/// Where AWS's services are: all of these at any depth.
+const HOSTS: [&str; 3] = ["**.amazonaws.com", "**.amazonaws.com.cn", "**.api.aws"];
+const ENDS: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
+
+/// Labels under which customers' machines and pages are.
+const CUSTOMERS: [&str; 5] = ["compute", "compute-1", "elb", "elasticbeanstalk", "s3-website"];
+
+/// Services whose hosts have another name than their signatures.
+const ALIASES: [(&str, &str); 16] = [
+    ("aws-marketplace", "marketplace"),
+    ("awsssoportal", "portal"),
+    ("connect", "contact-lens"),
+    ("execute-api", "participant"),
+    ("iot-jobs-data", "iot"),
+    ("iotdata", "iot"),
+    ("ioteventsdata", "iotevents"),
+    ("iotsecuredtunneling", "tunneling"),
+    ("memorydb", "memory-db"),
+    ("mgh", "migrationhub-config"),
+    ("mobiletargeting", "pinpoint"),
+    ("s3-object-lambda", "s3"),
+    ("ses", "email"),
+    ("ses", "mail-manager"),
+    ("sqs", "queue"),
+    ("sso-oauth", "oidc"),
+];
+
+/// What `sts` may be asked: who one is, never for keys.
+const STS_ACTIONS: [&str; 3] = [
+    "GetCallerIdentity",
+    "GetAccessKeyInfo",
+    "DecodeAuthorizationMessage",
+];
+/// What `iam` may not be asked: it answers with a key or password.
+const IAM_KEYS: [&str; 5] = [
+    "CreateAccessKey",
+    "CreateLoginProfile",
+    "UpdateLoginProfile",
+    "CreateServiceSpecificCredential",
+    "ResetServiceSpecificCredential",
+];
+
+impl Service {
+    /// Amazon Web Services, all of them: requests that are signed with the placeholder keys (Signature Version 4) are
+    /// signed again with those of [`sources::Aws`](crate::sources::Aws). Not signed are requests for other regions or
+    /// services than the host's, and those that ask AWS for keys (`sts:AssumeRole`, `iam:CreateAccessKey`, …), which
+    /// would be real ones.
+    ///
+    /// The keys may do what they may: give a sandbox a role of its own.
+    pub fn aws() -> Self {
+        let mut service = Self::custom("aws")
+            .environment("AWS_ACCESS_KEY_ID", "AKIASANDBOX{unique}")
+            .environment("AWS_SECRET_ACCESS_KEY", "sandbox-placeholder-{unique}");
+        for host in HOSTS {
+            service = service.endpoint(host, Vec::new(), Placement::SigV4 { of_aws: true });
+        }
+        service.strips_sessions()
+    }
+
+    /// A host that takes AWS Signature Version 4, for instance a store that speaks S3. Credentials for it are
+    /// [`Credential::Aws`](sandbox_core::Credential::Aws).
+    #[must_use]
+    pub fn sigv4(self, host: &str) -> Self {
+        self.endpoint(host, Vec::new(), Placement::SigV4 { of_aws: false })
+            .strips_sessions()
+    }
+
+    fn strips_sessions(self) -> Self {
+        self.also_strips(TOKEN.as_str()).also_strips(SESSION.as_str())
+    }
+}
+
+/// Whether a signature can be for this host: the guest chooses both.
+pub(super) fn check(host: &Host, claim: &Claim) -> Result<(), SignError> {
+    if fits(host, claim) || !defence::holds("sigv4-scope-host-check") {
+        return Ok(());
+    }
+    Err(SignError::OtherHost {
+        service: claim.service.clone(),
+        region: claim.region.clone(),
+    })
+}
+
+fn fits(host: &Host, claim: &Claim) -> bool {
+    let Some(name) = host.name() else { return false };
+    let Some(name) = ENDS.iter().find_map(|end| name.as_str().strip_suffix(end)) else {
+        return false;
+    };
+    let labels: Vec<_> = name.split('.').collect();
+    let is_customers = |label: &&str| {
+        CUSTOMERS
+            .iter()
+            .any(|c| label == c || (*c == "s3-website" && label.starts_with(c)))
+    };
+    if labels.iter().any(is_customers) {
+        return false;
+    }
+    let service = claim.service.to_ascii_lowercase();
+    let Some(at) = labels.iter().rposition(|label| names(label, &service)) else {
+        return false;
+    };
+    // After the service, in its label as in `s3-us-west-2`, or before it as in `us-west-2.queue`. A bucket before S3 can
+    // have any name.
+    let after = labels.iter().skip(at).rev().find_map(|label| region_in(label));
+    let before = at
+        .checked_sub(1)
+        .filter(|_| !claim.is_s3())
+        .and_then(|before| labels.get(before))
+        .and_then(|label| region_in(label));
+    after.or(before).is_none_or(|region| region == claim.region)
+}
+
+/// Whether a label is a service's.
+fn names(label: &str, service: &str) -> bool {
+    let aliases = ALIASES
+        .iter()
+        .filter(|(own, _)| *own == service)
+        .map(|(_, alias)| *alias);
+    std::iter::once(service).chain(aliases).any(|name| {
+        label.starts_with(name)
+            || label
+                .strip_suffix(name)
+                .is_some_and(|before| before.ends_with('-'))
+    })
+}
+
+/// The region that a label is or ends with: `us-east-1`, `us-gov-west-1`.
+fn region_in(label: &str) -> Option<&str> {
+    const DIRECTIONS: [&str; 9] = [
+        "central",
+        "east",
+        "north",
+        "northeast",
+        "northwest",
+        "south",
+        "southeast",
+        "southwest",
+        "west",
+    ];
+    /// What stands before the direction, where it is not two letters.
+    const LONG_AREAS: [&str; 6] = ["us-gov", "us-iso", "us-isob", "us-isof", "eu-isoe", "eusc-de"];
+    let mut words = label.rsplitn(3, '-');
+    let (number, direction, before) = (words.next()?, words.next()?, words.next()?);
+    let is_number = (1..3).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number || !DIRECTIONS.contains(&direction) {
+        return None;
+    }
+    let is_end = |area: &&&str| {
+        let rest = before.strip_suffix(**area);
+        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('-'))
+    };
+    let area = match LONG_AREAS.iter().find(is_end) {
+        Some(area) => area.len(),
+        None => before.rsplit('-').next().filter(|area| area.len() == 2)?.len(),
+    };
+    label.get(before.len() - area..)
+}
+
+/// Services that give keys away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// All but a few of its answers hold keys.
+    Sts,
+    /// Some do.
+    Iam,
+    /// Works with keys of its own alone.
+    S3Express,
+}
+
+impl Keys {
+    pub(super) fn of(claim: &Claim) -> Option<Self> {
+        match claim.service.as_str() {
+            "sts" => Some(Self::Sts),
+            "iam" => Some(Self::Iam),
+            "s3express" => Some(Self::S3Express),
+            _ => None,
+        }
+    }
+
+    /// Whether a request may be asked; `body` is all of it, or `None` where that is too long for a question. There is
+    /// one way to name an action: what could be another protocol is refused.
+    pub(super) fn check(self, parts: &Parts, body: Option<&[u8]>) -> Result<(), SignError> {
+        let service = match self {
+            Self::Sts => "sts",
+            Self::Iam => "iam",
+            Self::S3Express => "s3express",
+        };
+        let is_form = parts.uri.path() == "/" && !parts.headers.contains_key("x-amz-target");
+        let actions = body
+            .filter(|_| is_form)
+            .map(|body| actions(parts.uri.query().unwrap_or("").as_bytes(), body));
+        let may = match (self, actions.as_deref()) {
+            (Self::Sts, Some([action])) => STS_ACTIONS.contains(&action.as_str()),
+            (Self::Iam, Some([action])) => {
+                !IAM_KEYS.iter().any(|key| key.eq_ignore_ascii_case(action.trim()))
+            }
+            _ => false,
+        };
+        if may || !defence::holds("sigv4-no-new-keys") {
+            return Ok(());
+        }
+        Err(SignError::AsksForKeys {
+            service: service.to_owned(),
+        })
+    }
+}
+
+/// The actions that a request names, in its query and as a form.
+fn actions(query: &[u8], body: &[u8]) -> Vec<String> {
+    let text = |raw: &[u8]| String::from_utf8_lossy(&decode(raw, true)).into_owned();
+    [query, body]
+        .into_iter()
+        .flat_map(|form| form.split(|byte| *byte == b'&'))
+        .filter_map(|pair| {
+            let mut halves = pair.splitn(2, |byte| *byte == b'=');
+            let (name, value) = (halves.next()?, halves.next().unwrap_or(&[]));
+            text(name)
+                .trim()
+                .eq_ignore_ascii_case("Action")
+                .then(|| text(value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_found_at_the_end_of_labels() {
+        for (label, region) in [
+            ("us-east-1", Some("us-east-1")),
+            ("s3-us-west-2", Some("us-west-2")),
+            ("us-gov-west-1", Some("us-gov-west-1")),
+            ("s3-fips-us-gov-east-1", Some("us-gov-east-1")),
+            ("ap-southeast-10", Some("ap-southeast-10")),
+            ("eusc-de-east-1", Some("eusc-de-east-1")),
+            ("s3", None),
+            ("east-1", None),
+            ("my-bucket-1", None),
+            ("é-us-east-1", Some("us-east-1")),
+        ] {
+            assert_eq!(region_in(label), region, "{label}");
+        }
+    }
+}
