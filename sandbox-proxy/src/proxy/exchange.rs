@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::OwnedSemaphorePermit;
@@ -25,7 +26,7 @@ use crate::scrub::{Framing, Messages, Scrubber};
 use crate::services::bound::{Bound, BoundError, ToSign};
 use crate::services::inject::Injected;
 use crate::services::sign::SignError;
-use crate::services::{CredentialReason, Explanation};
+use crate::services::{CredentialReason, Explanation, issued};
 
 /// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
 const SEND_ATTEMPTS: usize = 3;
@@ -88,6 +89,10 @@ async fn exchange(
     let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
     let (service, to_sign) = inject(inner, route, &mut parts, record).await?;
+    let issuer = route
+        .service
+        .as_ref()
+        .and_then(|managed| managed.issuer(parts.uri.path()));
     if route.scrubbing != Scrubbing::Never {
         message::make_scrubbable(&mut parts.headers, route.scrubbing == Scrubbing::All);
     }
@@ -116,7 +121,34 @@ async fn exchange(
             )),
         };
     }
-    pass(inner, route, response, checkin, record, permit)
+    let response = pass(inner, route, response, checkin, record, permit)?;
+    match issuer {
+        Some(bound) => note_tokens(&bound, response).await,
+        None => Ok(response),
+    }
+}
+
+/// Remembers the tokens that a service gives to the sandbox.
+async fn note_tokens(
+    bound: &Bound,
+    response: Response<ResponseBody>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let (parts, body) = response.into_parts();
+    let body = timeout(
+        limits::RESPONSE_TIME,
+        Limited::new(body, issued::MAX_ANSWER_BYTES).collect(),
+    );
+    let Ok(Ok(answer)) = body.await else {
+        return Err(Refusal::upstream(
+            "http_response_incomplete",
+            "the token server's answer did not come, or is too long",
+        ));
+    };
+    let answer = answer.to_bytes();
+    if parts.status == StatusCode::OK {
+        bound.tokens.note(&answer);
+    }
+    Ok(Response::from_parts(parts, ResponseBody::whole(answer)))
 }
 
 /// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
@@ -147,6 +179,7 @@ async fn inject(
             match injected {
                 Injected::Managed => record.credential(bound.service.name()),
                 Injected::Own => told.reason = CredentialReason::ClientsOwn,
+                Injected::NotIssued => told.reason = CredentialReason::NotIssued,
                 Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
                 Injected::Issued | Injected::NotHere => {}
             }

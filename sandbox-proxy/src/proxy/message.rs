@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
+use crate::defence::holds;
 
 /// Sent by old clients to proxies, and never meant for upstream.
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -34,22 +35,23 @@ const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 
 /// Refuses a request that is not for the route's host, or that two parsers could read in two ways.
 pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
-    if parts.method == Method::CONNECT {
+    if parts.method == Method::CONNECT && holds("no-connect-inside") {
         return Err(Refusal::method("there is no CONNECT inside a tunnel"));
     }
-    if parts.method == Method::TRACE {
+    if parts.method == Method::TRACE && holds("no-trace") {
         return Err(Refusal::method(
             "TRACE would show what the proxy adds to requests",
         ));
     }
     if parts.headers.contains_key(TRANSFER_ENCODING)
         && (parts.headers.contains_key(CONTENT_LENGTH) || parts.version < Version::HTTP_11)
+        && holds("one-length")
     {
         return Err(Refusal::bad_request("the request says its length in two ways"));
     }
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
-    if hosts.next().is_some() {
+    if hosts.next().is_some() && holds("one-host-header") {
         return Err(Refusal::bad_request("the request has two Host headers"));
     }
     if host.is_none() && parts.uri.authority().is_none() {
@@ -57,6 +59,7 @@ pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
     }
     if let Some(scheme) = parts.uri.scheme_str()
         && scheme != if route.tls { "https" } else { "http" }
+        && holds("request-scheme")
     {
         return Err(Refusal::misdirected(
             "the request is for another scheme than its connection",
@@ -73,10 +76,14 @@ pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
             ))
         }
     };
-    if let Some(authority) = parts.uri.authority() {
+    if let Some(authority) = parts.uri.authority()
+        && holds("authority-agrees")
+    {
         agrees(authority.as_str())?;
     }
-    if let Some(host) = host {
+    if let Some(host) = host
+        && holds("host-header-agrees")
+    {
         let text = host
             .to_str()
             .map_err(|_| Refusal::bad_request("the Host header is no text"))?;
@@ -185,13 +192,15 @@ fn clean(headers: &mut HeaderMap) {
         KEEP_ALIVE,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
         TE,
         TRANSFER_ENCODING,
         UPGRADE,
         HTTP2_SETTINGS,
     ] {
         headers.remove(name);
+    }
+    if holds("proxy-authorization") {
+        headers.remove(PROXY_AUTHORIZATION);
     }
 }
 

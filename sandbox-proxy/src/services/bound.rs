@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::endpoint::{Endpoint, Placement};
 use super::inject::{self, InjectError, Injected};
+use super::issued::Tokens;
 use super::placeholder::PlaceholderTag;
 use super::sign::{self, SignError, Signing};
 use super::{ClientCredential, Service, places};
@@ -30,6 +31,8 @@ pub(crate) struct Bound {
     fetches: Semaphore,
     /// For bodies that are collected to be signed.
     room: Arc<Semaphore>,
+    /// What the service's own token server gave to the sandbox.
+    pub(crate) tokens: Tokens,
 }
 
 /// Why a request to a service cannot go out.
@@ -54,6 +57,7 @@ impl Bound {
             source,
             fetches: Semaphore::new(MAX_FETCHES),
             room: sign::payload::room(),
+            tokens: Tokens::default(),
         }
     }
 
@@ -85,7 +89,7 @@ impl Bound {
             let kind = || InjectError::Kind(self.service.name().to_owned());
             return Ok((Injected::Managed, Some(Box::new(signing.ok_or_else(kind)?))));
         }
-        if let Some(injected) = inject::prepare(parts, &self.service, endpoint)? {
+        if let Some(injected) = inject::prepare(parts, &self.service, endpoint, &self.tokens)? {
             return Ok((injected, None));
         }
         // `prepare` ends requests without an endpoint.

@@ -38,6 +38,8 @@ struct EndpointDefinition {
     #[serde(default)]
     paths: Vec<String>,
     put: Put,
+    #[serde(default, rename = "issues-tokens")]
+    issues_tokens: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -91,7 +93,13 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
     let mut service = Service::custom(definition.name).client_credential(definition.client_credential);
     service.revision = definition.revision;
     service.plain_http = definition.plain_http_allowed;
-    for EndpointDefinition { hosts, paths, put } in definition.endpoint {
+    for EndpointDefinition {
+        hosts,
+        paths,
+        put,
+        issues_tokens,
+    } in definition.endpoint
+    {
         let paths: Vec<_> = paths
             .iter()
             .map(|path| (path, PathPattern::parse(path)))
@@ -109,6 +117,9 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
         };
         for host in hosts {
             service = service.endpoint(&host, paths.clone(), placement.clone());
+            if let Some(endpoint) = service.endpoints.last_mut() {
+                endpoint.issues_tokens = issues_tokens;
+            }
         }
     }
     for header in &definition.strip.headers {
@@ -172,6 +183,7 @@ impl Endpoint {
                 port,
                 paths,
                 placement,
+                issues_tokens: false,
             }),
             (hosts, _) => Err(InvalidService::Host {
                 service: service.to_owned(),

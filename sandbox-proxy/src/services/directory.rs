@@ -197,6 +197,12 @@ impl Managed {
         own.find(|endpoint| endpoint.has_path(path))
     }
 
+    /// The service, if answers to requests with this path are its tokens.
+    pub(crate) fn issuer(&self, path: &str) -> Option<Arc<Bound>> {
+        let issues = self.endpoint(path).is_some_and(|endpoint| endpoint.issues_tokens);
+        issues.then(|| Arc::clone(&self.bound))
+    }
+
     /// What happens to a request with this path, if the client has no credential of its own and the source one.
     pub(crate) fn explain(&self, path: &str) -> Explanation {
         let reason = match (&self.why_not, self.endpoint(path)) {

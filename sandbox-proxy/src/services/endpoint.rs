@@ -11,6 +11,8 @@ pub(crate) struct Endpoint {
     /// Of which paths; none means all.
     pub(crate) paths: Vec<PathPattern>,
     pub(crate) placement: Placement,
+    /// Whether its answers are tokens, which pass where the placement is [`Placement::Issued`].
+    pub(crate) issues_tokens: bool,
 }
 
 /// Which hosts an endpoint is for: wildcards mean what they mean in rules of the policy.

@@ -43,6 +43,8 @@ pub enum CredentialReason {
     Rejected,
     /// The service's own token server gave a token to the client, which goes through.
     Issued,
+    /// The service's own token server gives tokens to clients, and the client sent none that it was given.
+    NotIssued,
     /// The source gave no credential.
     Source {
         /// What it said; never the credential.
@@ -116,6 +118,9 @@ impl fmt::Display for CredentialReason {
             }
             Self::Issued => {
                 f.write_str("not injected: a token that the service gave to the client goes through")
+            }
+            Self::NotIssued => {
+                f.write_str("not injected: the client has no token that the service gave to this sandbox")
             }
             Self::Source { cause } => write!(f, "not injected: {cause}"),
             Self::SourceTimeout => f.write_str("not injected: the source took too long"),

@@ -9,6 +9,7 @@ use sandbox_core::credential::{Credential, ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::endpoint::{Basic, Endpoint, Placement};
+use super::issued::Tokens;
 use super::places::{self, Found, is_owned_by_proxy};
 use super::{ClientCredential, Service, query};
 use crate::defence::holds;
@@ -35,6 +36,8 @@ pub(crate) enum Injected {
     Own,
     /// A token that the service gave to the client.
     Issued,
+    /// None: the client has no token that the service gave to it.
+    NotIssued,
     /// None: the client has no placeholder where one is asked for.
     NotAsked,
     /// None: the service takes none here.
@@ -46,6 +49,7 @@ pub(crate) fn prepare(
     parts: &mut Parts,
     service: &Service,
     endpoint: Option<&Endpoint>,
+    tokens: &Tokens,
 ) -> Result<Option<Injected>, InjectError> {
     places::strip_overrides(&mut parts.headers);
     let placement = endpoint.map(|endpoint| &endpoint.placement);
@@ -69,11 +73,11 @@ pub(crate) fn prepare(
             let token = places::bearer(&parts.headers);
             strip_all(parts, service)?;
             let injected = match token {
-                Some(token) => {
-                    parts.headers.insert(AUTHORIZATION, token);
+                Some((token, value)) if tokens.has(&token) => {
+                    parts.headers.insert(AUTHORIZATION, value);
                     Injected::Issued
                 }
-                None => Injected::NotHere,
+                _ => Injected::NotIssued,
             };
             Ok(Some(injected))
         }

@@ -9,6 +9,7 @@ pub(crate) mod directory;
 mod endpoint;
 pub(crate) mod explain;
 pub(crate) mod inject;
+pub(crate) mod issued;
 mod known;
 mod placeholder;
 pub(crate) mod places;
@@ -287,6 +288,9 @@ impl Service {
         for endpoint in std::mem::take(&mut self.endpoints) {
             if endpoint.hosts.to_string() == from {
                 self = self.endpoint(to, endpoint.paths, endpoint.placement);
+                if let Some(moved) = self.endpoints.last_mut() {
+                    moved.issues_tokens = endpoint.issues_tokens;
+                }
             } else {
                 self.endpoints.push(endpoint);
             }

@@ -208,7 +208,7 @@ pub(super) fn placeholders(parts: &Parts, service: &Service) -> Placeholders {
 }
 
 /// The one bearer token that a request has in `Authorization`, if that is all there is.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<(String, HeaderValue)> {
     let mut values = headers.get_all(AUTHORIZATION).into_iter();
     let value = values.next().filter(|_| values.next().is_none())?;
     let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
@@ -216,6 +216,6 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<HeaderValue> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(is_token)).then(|| {
         let mut value = value.clone();
         value.set_sensitive(true);
-        value
+        (token.to_owned(), value)
     })
 }

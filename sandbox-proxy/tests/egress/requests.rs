@@ -30,6 +30,21 @@ async fn host_must_be_the_tunnels() {
         "GET / HTTP/1.1\r\n".to_owned(),
         "GET / HTTP/1.0\r\n".to_owned(),
         "CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n".to_owned(),
+        format!("CONNECT {at} HTTP/1.1\r\nHost: {at}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: user:pw@{at}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: {at},evil.test\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: {at} evil.test\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: {at}/\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: {at}#@evil.test\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: evil.api.test:{port}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: api.test..:{port}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: api.test:0{port}0\r\n"),
+        "GET / HTTP/1.1\r\nHost: api.test:443\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nHost:\r\n".to_owned(),
+        format!("GET https://user@{at}/ HTTP/1.1\r\nHost: {at}\r\n"),
+        format!("GET https://api.test/ HTTP/1.1\r\nHost: {at}\r\n"),
+        format!("GET ftp://{at}/ HTTP/1.1\r\nHost: {at}\r\n"),
         format!("TRACE / HTTP/1.1\r\nHost: {at}\r\n"),
     ] {
         let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
@@ -39,10 +54,92 @@ async fn host_must_be_the_tunnels() {
             answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"),
             "{head:?} {answer}"
         );
+        let is_method = head.starts_with("CONNECT") || head.starts_with("TRACE");
+        assert_eq!(answer.contains(" 405 "), is_method, "{head:?} {answer}");
     }
     assert!(upstream.seen().is_empty());
     let event = running.events.wait(|event| event.status == Some(421)).await;
     assert_eq!(event.decision, AuditDecision::Denied);
+}
+
+#[tokio::test]
+async fn every_spelling_of_the_tunnels_host_is_one_and_upstream_sees_its_normal_form() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let (at, port) = (upstream.at("api.test"), upstream.port());
+    for head in [
+        format!("GET / HTTP/1.1\r\nHost: API.Test:{port}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: api.test.:{port}\r\n"),
+        format!("GET https://API.TEST.:{port}/ HTTP/1.1\r\nHost: api.test:{port}\r\n"),
+        format!("GET HTTPS://{at}/ HTTP/1.1\r\nhOST:  {at} \r\n"),
+        format!("GET / HTTP/1.0\r\nHost: {at}\r\n"),
+    ] {
+        let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+        tls.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let answer = read_all(&mut tls).await;
+        assert!(answer.contains(" 200 "), "{head:?} {answer}");
+        let seen = upstream.last();
+        assert_eq!(
+            (seen.headers["host"].to_str().unwrap(), seen.target.as_str()),
+            (at.as_str(), "/")
+        );
+        assert_eq!(seen.headers["x-api-key"], SECRET);
+    }
+    assert_eq!(upstream.seen().len(), 5);
+}
+
+#[tokio::test]
+async fn other_spellings_of_another_host_are_refused_over_http2() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let (at, port) = (upstream.at("api.test"), upstream.port());
+    for authority in [
+        "evil.test".to_owned(),
+        "api.test".to_owned(),
+        "api.test:443".to_owned(),
+        format!("user@{at}"),
+        format!("evil.api.test:{port}"),
+        format!("127.0.0.1:{port}"),
+    ] {
+        let mut client = running.h2(&at).await;
+        let request = Request::get(format!("https://{authority}/")).body(Full::default());
+        // Some are refused by HTTP/2 itself.
+        if let Ok(response) = client.send_request(request.unwrap()).await {
+            assert!(response.status().is_client_error(), "{authority} {response:?}");
+        }
+    }
+    let mut client = running.h2(&at).await;
+    for hosts in [
+        &["evil.test"][..],
+        &[&at, "evil.test"],
+        &[&at, &at],
+        &["user@api.test"],
+    ] {
+        let mut request = Request::get(format!("https://{at}/"));
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        let response = send2(&mut client, request.body(Full::default()).unwrap()).await;
+        assert!(response.status().is_client_error(), "{hosts:?} {response:?}");
+    }
+    let plain = Request::get(format!("http://{at}/")).body(Full::default());
+    assert!(
+        send2(&mut client, plain.unwrap())
+            .await
+            .status()
+            .is_client_error()
+    );
+    assert!(upstream.seen().is_empty());
+    let request = Request::get(format!("https://API.test.:{port}/")).header("host", &at);
+    let response = send2(&mut client, request.body(Full::default()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(
+        upstream.last().target.starts_with(&format!("https://{at}/")),
+        "{}",
+        upstream.last().target
+    );
 }
 
 #[tokio::test]
