@@ -50,13 +50,14 @@ pub(crate) async fn launch(said: SandboxBuilder) -> Result<Sandbox, LaunchError>
     };
     tracing::debug!(sandbox = %plan.id, phase = "up");
     let mut tasks = JoinSet::new();
-    tasks.spawn(egress(Arc::clone(&machine), plan.proxy));
+    tasks.spawn(egress(Arc::clone(&machine), plan.proxy.clone()));
     tasks.spawn(watch(Arc::clone(&machine), plan.events.clone()));
     Ok(Sandbox {
         id: plan.id,
         machine,
         control,
         events: plan.events,
+        proxy: plan.proxy,
         kernel: hello.kernel,
         _tasks: tasks,
     })

@@ -7,9 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandbox_core::backend::{Machine, MachineError, MachineExit, ports};
 use sandbox_core::command::{CommandSpec, Process};
+use sandbox_core::host::Host;
 use sandbox_core::id::SandboxId;
+use sandbox_core::policy::Scheme;
 use sandbox_core::sandbox::ExecError;
 use sandbox_protocol::control::Call;
+use sandbox_proxy::{Explanation, Proxy};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
@@ -31,6 +34,7 @@ pub struct Sandbox {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) control: Control,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) proxy: Proxy,
     pub(crate) kernel: String,
     /// Egress streams and the watch on the machine; ended with the handle.
     pub(crate) _tasks: JoinSet<()>,
@@ -55,6 +59,11 @@ impl Sandbox {
     /// What happens from now on. A subscriber that falls far behind loses the oldest events and is told so.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    /// Why a request to this host, port and path gets a credential, or why not: see [`Proxy::explain_credential`].
+    pub fn explain_credential(&self, scheme: Scheme, host: &Host, port: u16, path: &str) -> Explanation {
+        self.proxy.explain_credential(scheme, host, port, path)
     }
 
     /// Release of the guest's kernel, as the guest says.
