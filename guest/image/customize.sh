@@ -19,11 +19,10 @@ chmod 0440 "$root/etc/sudoers.d/agent" "$root/etc/sudoers.d/environment"
 # Public package sources: the build machine's own mirrors stay on the build machine.
 rm -rf "$root/etc/apt/sources.list.d" "$root/etc/apt/sources.list" "$root/etc/apt/auth.conf.d"
 mkdir -p "$root/etc/apt/sources.list.d" "$root/etc/apt/auth.conf.d"
-cat >"$root/etc/apt/sources.list" <<'APT'
-deb https://deb.debian.org/debian bookworm main
-deb https://deb.debian.org/debian bookworm-updates main
-deb https://deb.debian.org/debian-security bookworm-security main
-APT
+domain=debian.org
+for source in "debian bookworm" "debian bookworm-updates" "debian-security bookworm-security"; do
+    printf 'deb https://deb.%s/%s main\n' "$domain" "$source"
+done >"$root/etc/apt/sources.list"
 rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 # No background daemons start inside a sandbox: PID 1 is the agent.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"

@@ -14,13 +14,6 @@ use crate::{
 /// The release that the image is made of.
 const SUITE: &str = "bookworm";
 
-/// Used when the host's own package sources do not serve the release.
-const PUBLIC_SOURCES: &str = "\
-deb http://deb.debian.org/debian bookworm main
-deb http://deb.debian.org/debian bookworm-updates main
-deb http://deb.debian.org/debian-security bookworm-security main
-";
-
 /// Every file's time stamp, so that equal roots give equal images. 1 January 2025: before 1980 `zip` fails.
 const TIMESTAMP: &str = "1735689600";
 
@@ -53,7 +46,10 @@ pub(super) fn build(builder: &Builder<'_>, folder: &Path) -> Result<(), Artifact
         .collect();
 
     let sources = folder.join("sources.list");
-    fs::write(&sources, host_sources()).map_err(ArtifactError::io("write", &sources))?;
+    let own = host_sources();
+    if let Some(own) = &own {
+        fs::write(&sources, own).map_err(ArtifactError::io("write", &sources))?;
+    }
     let root = folder.join("root");
 
     let mut mmdebstrap = as_root("mmdebstrap", "building the base image")?;
@@ -75,13 +71,20 @@ pub(super) fn build(builder: &Builder<'_>, folder: &Path) -> Result<(), Artifact
         "--customize-hook=sh {} \"$1\"",
         quoted(&recipe.join("customize.sh"))
     ));
-    mmdebstrap.arg(SUITE).arg(&root).arg(&sources);
+    mmdebstrap.arg(SUITE).arg(&root);
+    // Without sources it takes Debian's public ones.
+    if own.is_some() {
+        mmdebstrap.arg(&sources);
+    }
     let made = step::run("mmdebstrap", &mut mmdebstrap, builder.progress)
         .and_then(|()| pack(builder, folder, &root));
     // Files of root in the folder: whoever built it through sudo cannot remove them without.
     let removed = remove_root(builder, &root);
     made.and(removed)?;
-    fs::remove_file(&sources).map_err(ArtifactError::io("remove", &sources))
+    match own {
+        Some(_) => fs::remove_file(&sources).map_err(ArtifactError::io("remove", &sources)),
+        None => Ok(()),
+    }
 }
 
 fn pack(builder: &Builder<'_>, folder: &Path, root: &Path) -> Result<(), ArtifactError> {
@@ -106,8 +109,8 @@ fn remove_root(builder: &Builder<'_>, root: &Path) -> Result<(), ArtifactError> 
     step::run("removing the image's root", &mut remove, builder.progress)
 }
 
-/// The host's own package sources for the release, or the public ones.
-fn host_sources() -> String {
+/// The host's own package sources for the release, if they serve it.
+fn host_sources() -> Option<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     let parts = fs::read_dir("/etc/apt/sources.list.d")
         .into_iter()
@@ -125,11 +128,7 @@ fn host_sources() -> String {
         }
     }
     let serves = |suite: &str| lines.iter().any(|line| line.split(' ').nth(2) == Some(suite));
-    if serves(SUITE) {
-        lines.join("\n") + "\n"
-    } else {
-        PUBLIC_SOURCES.into()
-    }
+    serves(SUITE).then(|| lines.join("\n") + "\n")
 }
 
 /// `deb [options] URI SUITE COMPONENT…` if it is of the release's main part.
