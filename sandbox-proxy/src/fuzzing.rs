@@ -47,9 +47,9 @@ pub fn scrub(secret: &str, content_type: &str, body: &[u8], pieces: &[u8]) -> Ve
     while !rest.is_empty() {
         let size = sizes.next().map_or(rest.len(), |size| usize::from(*size).max(1));
         let (piece, after) = rest.split_at(size.min(rest.len()));
-        out.extend_from_slice(&scrubber.data(Bytes::copy_from_slice(piece)));
+        out.extend_from_slice(&scrubber.data(Bytes::copy_from_slice(piece)).concat());
         rest = after;
     }
-    out.extend_from_slice(&scrubber.finish());
+    out.extend_from_slice(&scrubber.last(Bytes::new()).concat());
     out
 }

@@ -1,5 +1,6 @@
 //! Bodies on their way through: counted, scrubbed, never collected.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::pool::Checkin;
 use crate::audit::record::Record;
 use crate::scrub::Scrubber;
+use crate::scrub::coding::{DecodeError, Decoder, Step};
 use crate::services::bound::Bound;
 use crate::services::places;
 use crate::services::sign::SignError;
@@ -163,11 +165,25 @@ pub(crate) enum ResponseBody {
     Stream(Box<Streamed>),
 }
 
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
 /// A body from upstream, with what must live as long as it.
 #[derive(Debug)]
 pub(crate) struct Streamed {
     incoming: Incoming,
     record: Arc<Record>,
+    decoder: Option<Decoder>,
+    /// What has come and is not decoded.
+    coded: Bytes,
+    /// How the body ended: what is coded still has to be decoded.
+    end: Option<End>,
     scrubber: Option<Scrubber>,
     /// Ends when upstream has been silent for so long that whole lines need not wait.
     pause: Option<Pin<Box<Sleep>>>,
@@ -175,10 +191,24 @@ pub(crate) struct Streamed {
     pausing: bool,
     /// Gives the connection back for the next request, once the body has ended as it should.
     checkin: Option<Checkin>,
-    /// A frame that waits behind what the scrubber held back.
-    waiting: Option<Frame<Bytes>>,
+    /// Frames that can go out.
+    ready: VecDeque<Frame<Bytes>>,
     ended: bool,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What comes last.
+#[derive(Debug)]
+enum End {
+    Data,
+    Trailers(Frame<Bytes>),
+}
+
+/// What came next, decoded.
+enum Came {
+    Data(Bytes),
+    /// With data that is known to be the last.
+    End(Bytes, End),
 }
 
 impl ResponseBody {
@@ -195,6 +225,7 @@ impl Streamed {
     pub(crate) fn new(
         incoming: Incoming,
         record: Arc<Record>,
+        decoder: Option<Decoder>,
         scrubber: Option<Scrubber>,
         checkin: Option<Checkin>,
         permit: OwnedSemaphorePermit,
@@ -203,70 +234,109 @@ impl Streamed {
             ended: incoming.is_end_stream(),
             incoming,
             record,
+            decoder,
+            coded: Bytes::new(),
+            end: None,
             scrubber,
             pause: None,
             pausing: false,
             checkin,
-            waiting: None,
+            ready: VecDeque::new(),
             _permit: permit,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            if let Some(frame) = self.waiting.take() {
+            if let Some(frame) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(frame)));
             }
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-                return self.poll_pause(cx).map(|rest| Some(Ok(Frame::data(rest))));
-            };
-            self.pausing = false;
-            let frame = match frame {
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => {
+            let came = match self.poll_next(cx) {
+                Poll::Ready(Ok(came)) => came,
+                Poll::Ready(Err(error)) => {
                     self.ended = true;
-                    self.record.outcome("upstream broke off the response");
+                    match &error {
+                        BodyError::Upstream(_) => self.record.outcome("upstream broke off the response"),
+                        BodyError::Decode(error) => self.record.outcome(&error.to_string()),
+                    }
                     return Poll::Ready(Some(Err(error)));
                 }
-                None => {
-                    self.end();
-                    let rest = self.scrubber.as_mut().map(Scrubber::finish).unwrap_or_default();
-                    if rest.is_empty() {
-                        return Poll::Ready(None);
+                Poll::Pending => return self.poll_pause(cx).map(|rest| Some(Ok(Frame::data(rest)))),
+            };
+            self.pausing = false;
+            self.take_in(came);
+        }
+    }
+
+    /// What comes next, decoded if it has to be.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, BodyError>> {
+        loop {
+            if let Some(decoder) = &mut self.decoder {
+                match decoder.step(&mut self.coded)? {
+                    Step::Data(data) => return Poll::Ready(Ok(Came::Data(data))),
+                    Step::Hungry => {}
+                    Step::Yield => {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
-                    return Poll::Ready(Some(Ok(Frame::data(rest))));
+                }
+            }
+            if let Some(end) = self.end.take() {
+                let rest = match &mut self.decoder {
+                    Some(decoder) => decoder.finish()?,
+                    None => std::mem::take(&mut self.coded),
+                };
+                return Poll::Ready(Ok(Came::End(rest, end)));
+            }
+            let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                None => {
+                    self.end = Some(End::Data);
+                    self.check_in();
+                    continue;
                 }
             };
-            self.record.add_in(frame.data_ref().map_or(0, Bytes::len));
+            match frame.into_data() {
+                Ok(data) => {
+                    self.record.add_in(data.len());
+                    self.coded = data;
+                }
+                Err(trailers) => self.end = Some(End::Trailers(trailers)),
+            }
             // A body of known length has ended with its last byte; nobody may ask for more.
-            let last = self.incoming.is_end_stream();
-            let (frame, held_back) = match &mut self.scrubber {
-                None => (Some(frame), None),
-                Some(scrubber) => match frame.into_data() {
-                    Ok(data) => {
-                        let clean = if last {
-                            scrubber.last(data)
-                        } else {
-                            scrubber.data(data)
-                        };
-                        (not_empty(clean), None)
-                    }
-                    Err(trailers) => {
-                        let trailers = scrubber.trailers(trailers);
-                        (not_empty(scrubber.finish()), Some(trailers))
-                    }
-                },
-            };
-            if last {
-                self.end();
+            if self.incoming.is_end_stream() {
+                self.end.get_or_insert(End::Data);
+                self.check_in();
             }
-            self.waiting = held_back;
-            if let Some(frame) = frame {
-                return Poll::Ready(Some(Ok(frame)));
+            if self.decoder.is_none() && self.end.is_none() {
+                return Poll::Ready(Ok(Came::Data(std::mem::take(&mut self.coded))));
             }
+        }
+    }
+
+    /// Makes frames of what came, scrubbed.
+    fn take_in(&mut self, came: Came) {
+        let (data, end) = match came {
+            Came::Data(data) => (data, None),
+            Came::End(data, end) => (data, Some(end)),
+        };
+        let clean = match &mut self.scrubber {
+            None => [data, Bytes::new()],
+            Some(scrubber) if end.is_some() => scrubber.last(data),
+            Some(scrubber) => scrubber.data(data),
+        };
+        self.ready
+            .extend(clean.into_iter().filter(|data| !data.is_empty()).map(Frame::data));
+        self.ended = end.is_some();
+        if let Some(End::Trailers(trailers)) = end {
+            self.ready.push_back(match &self.scrubber {
+                None => trailers,
+                Some(scrubber) => scrubber.trailers(trailers),
+            });
         }
     }
 
@@ -292,26 +362,22 @@ impl Streamed {
         Poll::Pending
     }
 
-    fn end(&mut self) {
-        self.ended = true;
+    /// Gives the connection back.
+    fn check_in(&mut self) {
         if let Some(checkin) = self.checkin.take() {
             checkin.done();
         }
     }
 }
 
-fn not_empty(data: Bytes) -> Option<Frame<Bytes>> {
-    (!data.is_empty()).then(|| Frame::data(data))
-}
-
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => stream.poll(cx),
@@ -322,7 +388,7 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             // While something is held back, the end of what comes in is not the end of what goes out.
-            Self::Stream(stream) => stream.ended && stream.waiting.is_none(),
+            Self::Stream(stream) => stream.ended && stream.ready.is_empty(),
         }
     }
 
@@ -331,7 +397,8 @@ impl Body for ResponseBody {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             // Scrubbing keeps lengths; what is held back now is counted neither here nor there, which is why
             // the exact length is only told before the first byte, when it matters.
-            Self::Stream(stream) => stream.incoming.size_hint(),
+            Self::Stream(stream) if stream.decoder.is_none() => stream.incoming.size_hint(),
+            Self::Stream(_) => SizeHint::default(),
         }
     }
 }

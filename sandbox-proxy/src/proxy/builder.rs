@@ -20,6 +20,7 @@ use super::{Inner, Proxy, limits};
 use crate::audit::Hub;
 use crate::policy::Rules;
 use crate::resolve::{Names, Resolver, System};
+use crate::scrub::coding;
 use crate::services::bound::Bound;
 use crate::services::directory::{Conflict, Directory};
 use crate::services::{InvalidService, PlaceholderTag, Service};
@@ -214,6 +215,7 @@ impl ProxyBuilder {
             requests: Arc::new(Semaphore::new(limits::REQUESTS)),
             h2_clients: Arc::new(Semaphore::new(limits::H2_CLIENTS)),
             h2_upstreams: Arc::new(Semaphore::new(limits::H2_UPSTREAMS)),
+            decoding: Arc::new(Semaphore::new(coding::MEMORY_UNITS)),
             closed: CancellationToken::new(),
         }))
     }

@@ -14,14 +14,15 @@ use tokio::time::timeout;
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::{After, AfterSlot};
-use super::message;
+use super::message::{self, Coded};
 use super::pool::{Checkin, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
 use super::{limits, pool};
 use crate::audit::record::Record;
-use crate::defence;
+use crate::defence::{self, holds};
+use crate::scrub::coding::Decoder;
 use crate::scrub::{Framing, Messages, Scrubber};
 use crate::services::bound::{Bound, BoundError, ToSign};
 use crate::services::inject::Injected;
@@ -94,7 +95,8 @@ async fn exchange(
         .as_ref()
         .and_then(|managed| managed.issuer(parts.uri.path()));
     if route.scrubbing != Scrubbing::Never {
-        message::make_scrubbable(&mut parts.headers, route.scrubbing == Scrubbing::All);
+        let whole = route.scrubbing == Scrubbing::All;
+        message::make_scrubbable(&mut parts.headers, whole, route.compressed);
     }
     if websocket.is_some() {
         message::set_websocket(&mut parts.headers);
@@ -308,16 +310,28 @@ fn pass(
     // Among them the reason phrase, which can hold anything.
     parts.extensions.clear();
     let ended = incoming.is_end_stream();
-    let mut scrubber = None;
+    let (mut scrubber, mut decoder) = (None, None);
     if route.scrubbing != Scrubbing::Never {
-        let is_coded = !ended && message::is_coded(&parts.headers);
-        if is_coded && route.scrubbing == Scrubbing::All {
-            return Err(Refusal::unsearchable(
-                "upstream compressed a response although asked not to; it cannot be searched for secrets",
-            ));
-        }
+        let at_service = route.scrubbing == Scrubbing::All;
         let framing = Framing::of(&parts.headers);
-        scrubber = (!is_coded).then(|| Scrubber::new(Arc::clone(&inner.secrets), framing));
+        let mut searched = true;
+        match message::coded(parts.status, &parts.headers) {
+            Coded::Plain => {}
+            Coded::Readable(codings) => {
+                message::set_decoded(&mut parts.headers);
+                // Events cannot wait for others to fill a block with them.
+                let blocks = at_service && framing == Framing::Unknown;
+                decoder = (!ended).then(|| Decoder::new(&codings, &inner.decoding, blocks));
+            }
+            Coded::Unreadable if ended => {}
+            Coded::Unreadable if at_service && holds("refuse-unknown-coding") => {
+                return Err(Refusal::unsearchable(
+                    "upstream's response is compressed in a way that cannot be searched for secrets",
+                ));
+            }
+            Coded::Unreadable => searched = false,
+        }
+        scrubber = searched.then(|| Scrubber::new(Arc::clone(&inner.secrets), framing));
         inner.secrets.patterns().scrub_headers(&mut parts.headers);
     }
     message::clean_response(&mut parts.headers);
@@ -325,7 +339,7 @@ fn pass(
     if ended && let Some(checkin) = checkin.take() {
         checkin.done();
     }
-    let body = Streamed::new(incoming, Arc::clone(record), scrubber, checkin, permit);
+    let body = Streamed::new(incoming, Arc::clone(record), decoder, scrubber, checkin, permit);
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
 }
 

@@ -1,16 +1,17 @@
 //! What is checked and changed in the heads of messages, whichever version of HTTP they came in.
 
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, IF_RANGE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, IF_RANGE,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
 use crate::defence::holds;
+use crate::scrub::coding::Coding;
 
 /// Sent by old clients to proxies, and never meant for upstream.
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -30,6 +31,8 @@ const MESSAGE_CODINGS: [HeaderName; 2] = [
 ];
 /// Asks for the difference to an earlier response (RFC 3229).
 const DELTA: HeaderName = HeaderName::from_static("a-im");
+/// Sums of the content or of the coded representation (RFC 1864, RFC 3230, RFC 9530).
+const DIGESTS: [&str; 4] = ["content-md5", "digest", "content-digest", "repr-digest"];
 /// Would send the client to a port or protocol that does not exist here.
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 
@@ -111,17 +114,27 @@ pub(crate) fn clean_request(parts: &mut Parts) {
     }
 }
 
-/// Asks upstream for a response that can be scrubbed: uncompressed and, if asked, `whole`. A client that fetches an
-/// echo in pieces of its choice would cut the secret where nobody recognises it; servers may always answer with the
-/// whole.
-pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool) {
-    if whole {
+/// Asks upstream for a response that can be scrubbed: if asked, a `whole` one, and compressed only if it may be
+/// (`compressed`) and in codings that can be read. A client that fetches an echo in pieces of its choice would cut the
+/// secret where nobody recognises it; servers may always answer with the whole.
+pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool, compressed: bool) {
+    if whole && holds("whole-responses") {
         headers.remove(RANGE);
         headers.remove(IF_RANGE);
         headers.remove(DELTA);
     }
     let identity = HeaderValue::from_static("identity");
-    headers.insert(ACCEPT_ENCODING, identity.clone());
+    // A part of a compressed response cannot be decoded.
+    let may_be_coded = compressed && !headers.contains_key(RANGE);
+    let codings = if may_be_coded {
+        readable_codings(headers)
+    } else {
+        None
+    };
+    headers.insert(ACCEPT_ENCODING, codings.unwrap_or_else(|| identity.clone()));
+    if !holds("message-codings") {
+        return;
+    }
     for name in MESSAGE_CODINGS_TAKEN {
         if headers.contains_key(&name) {
             headers.insert(name, identity.clone());
@@ -130,12 +143,55 @@ pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool) {
     headers.remove(WEBSOCKET_EXTENSIONS);
 }
 
-/// Whether a response came in a coding that the scrubber cannot look into.
-pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
+/// What of the client's `Accept-Encoding` names codings that can be read, with the weight that it gives them.
+fn readable_codings(headers: &HeaderMap) -> Option<HeaderValue> {
+    let name = |member: &str| member.split(';').next().unwrap_or("").trim().to_owned();
+    let readable: Vec<_> = tokens(headers, &ACCEPT_ENCODING)
+        .filter(|member| Coding::named(&name(member)).is_some())
+        .collect();
+    HeaderValue::try_from(readable.join(", "))
+        .ok()
+        .filter(|value| !value.is_empty())
+}
+
+/// What stands between the bytes of a response and the scrubber.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Coded {
+    /// Nothing.
+    Plain,
+    /// Content codings that can be undone, in the order in which they were put on.
+    Readable(Vec<Coding>),
+    /// A coding that cannot be undone: an unknown one, one of single messages, or one of a part of the whole.
+    Unreadable,
+}
+
+/// How a response is coded.
+pub(crate) fn coded(status: StatusCode, headers: &HeaderMap) -> Coded {
     let [grpc, connect] = MESSAGE_CODINGS;
-    let coded = |name| tokens(headers, name).any(|token| !token.eq_ignore_ascii_case("identity"));
-    [&CONTENT_ENCODING, &grpc, &connect].into_iter().any(coded)
-        || tokens(headers, &TRANSFER_ENCODING).any(|token| !token.eq_ignore_ascii_case("chunked"))
+    let is_other = |token: &str| !token.eq_ignore_ascii_case("identity");
+    let has_coded_messages = [grpc, connect]
+        .iter()
+        .any(|name| tokens(headers, name).any(is_other))
+        && holds("message-codings");
+    let is_coded_for_transfer =
+        tokens(headers, &TRANSFER_ENCODING).any(|token| !token.eq_ignore_ascii_case("chunked"));
+    match Coding::all(tokens(headers, &CONTENT_ENCODING)) {
+        _ if has_coded_messages || is_coded_for_transfer => Coded::Unreadable,
+        Some(codings) if codings.is_empty() => Coded::Plain,
+        Some(codings) if status != StatusCode::PARTIAL_CONTENT => Coded::Readable(codings),
+        _ => Coded::Unreadable,
+    }
+}
+
+/// Takes out what is true of the coded content alone, which the client does not get (RFC 9110 §7.7). The entity tag stays:
+/// whatever this client gets from this host comes this way, so that the tag still names one sequence of bytes.
+pub(crate) fn set_decoded(headers: &mut HeaderMap) {
+    for name in [CONTENT_ENCODING, CONTENT_LENGTH, ACCEPT_RANGES] {
+        headers.remove(name);
+    }
+    for name in DIGESTS {
+        headers.remove(name);
+    }
 }
 
 /// Takes out what is between upstream and this proxy alone.

@@ -98,6 +98,8 @@ pub(crate) struct Inner {
     requests: Arc<Semaphore>,
     h2_clients: Arc<Semaphore>,
     h2_upstreams: Arc<Semaphore>,
+    /// Memory of decoders, in KiB.
+    decoding: Arc<Semaphore>,
     closed: CancellationToken,
 }
 

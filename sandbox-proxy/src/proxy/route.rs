@@ -11,6 +11,7 @@ use super::Inner;
 use super::gate::Admission;
 use super::pool::Target;
 use super::refusal::Refusal;
+use crate::defence::holds;
 use crate::services::directory::Managed;
 
 /// An admitted target.
@@ -28,6 +29,8 @@ pub(crate) struct Route {
     pub(crate) service: Option<Managed>,
     /// How far what comes back is searched for secrets, where it is read.
     pub(crate) scrubbing: Scrubbing,
+    /// Whether upstream may compress: no secret goes there, or its service says that it tells none of them back.
+    pub(crate) compressed: bool,
     pub(crate) target: Arc<Target>,
 }
 
@@ -64,6 +67,8 @@ impl Route {
         } else {
             Scrubbing::AsTheyCome
         };
+        let allows = |service: &Managed| service.bound.service.allows_compression();
+        let compressed = service.as_ref().is_none_or(allows) || !holds("no-compression-at-services");
         Ok(Arc::new(Self {
             authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
             host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
@@ -76,6 +81,7 @@ impl Route {
             admission,
             service,
             scrubbing,
+            compressed,
         }))
     }
 

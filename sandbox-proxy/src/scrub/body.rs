@@ -9,6 +9,7 @@ use http_body::Frame;
 use super::framing::Framing;
 use super::hold::Hold;
 use super::{LINE_PAUSE, Secrets};
+use crate::defence::holds;
 
 /// Scrubs one body. Fed with data, gives data; the rest waits for more or for the end, whole lines for a pause.
 #[derive(Debug)]
@@ -27,33 +28,28 @@ impl Scrubber {
         }
     }
 
-    /// Bytes that can go out once `data` has come; may be none.
-    pub(crate) fn data(&mut self, data: Bytes) -> Bytes {
+    /// Bytes that can go out once `data` has come, in two pieces; either may be none.
+    pub(crate) fn data(&mut self, data: Bytes) -> [Bytes; 2] {
         let patterns = self.secrets.patterns();
-        if patterns.is_empty() {
-            return data;
+        if patterns.is_empty() || !holds("scrub-body") {
+            return [data, Bytes::new()];
         }
         let settled = match self.framing.settled(&data) {
             0 => 0,
             settled => self.hold.len() + settled,
         };
-        self.hold.push(&data);
-        let old = self.hold.len().saturating_sub(patterns.tail());
-        self.hold.release(&patterns, settled.max(old))
+        let old = (self.hold.len() + data.len()).saturating_sub(patterns.tail());
+        self.hold.pass(&patterns, data, settled.max(old))
     }
 
-    /// Bytes that go out once `data` has come and is known to be the last.
-    pub(crate) fn last(&mut self, data: Bytes) -> Bytes {
-        if self.hold.is_empty() && self.secrets.patterns().is_empty() {
-            return data;
+    /// Bytes that go out once `data` has come and is known to be the last, in two pieces; either may be none.
+    pub(crate) fn last(&mut self, data: Bytes) -> [Bytes; 2] {
+        let patterns = self.secrets.patterns();
+        if (self.hold.is_empty() && patterns.is_empty()) || !holds("scrub-body") {
+            return [data, Bytes::new()];
         }
-        self.hold.push(&data);
-        self.finish()
-    }
-
-    /// What waits at the end of the body.
-    pub(crate) fn finish(&mut self) -> Bytes {
-        self.hold.release_all(&self.secrets.patterns())
+        let end = self.hold.len() + data.len();
+        self.hold.pass(&patterns, data, end)
     }
 
     /// After how much silence [`paused`](Self::paused) is to be called; `None` where silence changes nothing.
@@ -69,7 +65,9 @@ impl Scrubber {
 
     /// Trailers, scrubbed.
     pub(crate) fn trailers(&self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
-        if let Some(trailers) = frame.trailers_mut() {
+        if let Some(trailers) = frame.trailers_mut()
+            && holds("scrub-trailers")
+        {
             self.secrets.patterns().scrub_headers(trailers);
         }
         frame

@@ -25,9 +25,9 @@ fn scrub(secrets: &[&str], chunks: &[&[u8]]) -> Vec<u8> {
     let mut scrubber = scrubber(secrets, Framing::Unknown);
     let mut out = Vec::new();
     for chunk in chunks {
-        out.extend_from_slice(&scrubber.data(Bytes::copy_from_slice(chunk)));
+        out.extend_from_slice(&scrubber.data(Bytes::copy_from_slice(chunk)).concat());
     }
-    out.extend_from_slice(&scrubber.finish());
+    out.extend_from_slice(&scrubber.last(Bytes::new()).concat());
     out
 }
 
@@ -159,7 +159,7 @@ fn what_waits_does_not_depend_on_what_it_says() {
             let text = format!("{}{guess}", "x\n".repeat(600));
             let first = scrubber.data(text.into_bytes().into());
             let second = scrubber.data(Bytes::from(guess.to_owned()));
-            sizes.push((first.len(), second.len(), scrubber.pause()));
+            sizes.push((first.map(|b| b.len()), second.map(|b| b.len()), scrubber.pause()));
         }
         assert!(sizes.windows(2).all(|pair| pair[0] == pair[1]), "{sizes:?}");
     }
@@ -173,23 +173,23 @@ fn events_go_out_when_they_come() {
         ": ping\r\n\r\n",
         "data: sk-ant-\n\n",
     ] {
-        assert_eq!(scrubber.data(Bytes::from(event)), event);
+        assert_eq!(scrubber.data(Bytes::from(event)).concat(), event.as_bytes());
         assert_eq!(scrubber.pause(), None);
     }
-    assert_eq!(scrubber.data(Bytes::from("data: sk-a")), "");
-    assert_eq!(scrubber.data(Bytes::from("nt-\n")), "data: sk-ant-\n");
+    assert_eq!(scrubber.data(Bytes::from("data: sk-a")).concat(), b"");
+    assert_eq!(scrubber.data(Bytes::from("nt-\n")).concat(), b"data: sk-ant-\n");
 }
 
 #[test]
 fn silent_stream_gives_its_lines_and_keeps_the_rest() {
     let mut scrubber = scrubber(&[SECRET], Framing::Unknown);
-    assert_eq!(scrubber.data(Bytes::from("one\ntwo\nsk-ant-")), "");
+    assert_eq!(scrubber.data(Bytes::from("one\ntwo\nsk-ant-")).concat(), b"");
     assert_eq!(scrubber.pause(), Some(LINE_PAUSE));
     assert_eq!(scrubber.paused(), "one\ntwo\n");
     // However long: a guest could have stopped it in the middle of the secret.
     assert_eq!(scrubber.pause(), None);
     assert_eq!(scrubber.paused(), "");
-    assert_eq!(scrubber.finish(), "sk-ant-");
+    assert_eq!(scrubber.last(Bytes::new()).concat(), b"sk-ant-");
 }
 
 #[test]
@@ -197,12 +197,13 @@ fn without_a_secret_nothing_waits_and_nothing_is_copied() {
     let memory = Arc::<Secrets>::default();
     let mut scrubber = Scrubber::new(memory.clone(), Framing::Unknown);
     let chunk = Bytes::from_static(b"as it came");
-    let out = scrubber.data(chunk.clone());
+    let [out, none] = scrubber.data(chunk.clone());
+    assert!(none.is_empty());
     assert_eq!((out.as_ptr(), out.len()), (chunk.as_ptr(), chunk.len()));
     // Put into a request while this stream was open.
     memory.remember(&"x".into(), &Credential::Token(SECRET.to_owned().into()));
-    assert_eq!(scrubber.data(Bytes::from(SECRET)), "");
-    assert_eq!(stars(&scrubber.finish()), SECRET.len());
+    assert_eq!(scrubber.data(Bytes::from(SECRET)).concat(), b"");
+    assert_eq!(stars(&scrubber.last(Bytes::new()).concat()), SECRET.len());
 }
 
 #[test]
@@ -248,10 +249,89 @@ proptest! {
             let mut scrubber = scrubber(&["abaabaab", "aabbaabb"], framing.clone());
             let out = cuts.windows(2).map(|pair| {
                 let out = scrubber.data(Bytes::copy_from_slice(&text.as_bytes()[pair[0]..pair[1]]));
-                (out.len(), scrubber.pause())
+                (out.map(|b| b.len()), scrubber.pause())
             });
             out.collect::<Vec<_>>()
         });
         prop_assert_eq!(std::mem::take(&mut sizes[0]), std::mem::take(&mut sizes[1]));
     }
+
+    #[test]
+    fn secret_in_any_form_and_mix_of_escapes_is_filled_however_it_is_cut(
+        secret in "[a-zA-Z0-9][a-zA-Z0-9._/+=-]{14,60}",
+        kind in 0..8usize,
+        styles in proptest::collection::vec(0..9usize, 64),
+        before in "[ a-z\\n\"%&\\\\]{0,3000}",
+        cuts in proptest::collection::vec(0..9000usize, 0..12),
+    ) {
+        let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();
+        let form: Vec<u8> = match kind {
+            0 => secret.clone().into_bytes(),
+            1 => hex.into_bytes(),
+            2 => hex.to_ascii_uppercase().into_bytes(),
+            3 => BASE64_STANDARD.encode(format!("u:{secret}!")).into_bytes(),
+            4 => BASE64_URL_SAFE_NO_PAD.encode(format!("{secret}??")).into_bytes(),
+            5 => secret.encode_utf16().flat_map(u16::to_le_bytes).collect(),
+            6 => BASE64_STANDARD.encode(format!("usr:{secret}")).replace('/', "\\/").replace('+', "%2B").into_bytes(),
+            _ => secret.chars().zip(&styles).map(|(c, style)| mixed(c, *style)).collect::<String>().into_bytes(),
+        };
+        let text = [before.as_bytes(), b" ", &form, b" ", before.as_bytes()].concat();
+        let whole = scrub(&[&secret], &[&text]);
+        let around = &whole[before.len() + 1..before.len() + 1 + form.len()];
+        // Of base64, up to two characters on either border share bits with the neighbours, and what is before or
+        // after the secret stands there, too; of UTF-16, a zero; of an escaped escape, its first backslash.
+        let left = around.iter().filter(|byte| **byte != FILLER).count();
+        prop_assert!(left <= [0, 0, 0, 14, 14, 14, 14, 1][kind], "{}", String::from_utf8_lossy(around));
+        prop_assert_eq!(whole.len(), text.len());
+        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+        cuts.extend([0, text.len()]);
+        cuts.sort_unstable();
+        let chunks: Vec<_> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+        prop_assert_eq!(scrub(&[&secret], &chunks), whole);
+    }
+
+    #[test]
+    fn what_holds_no_secret_passes_byte_for_byte(
+        bytes in proptest::collection::vec(any::<u8>(), 0..6000),
+        cuts in proptest::collection::vec(0..6000usize, 0..6),
+    ) {
+        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let chunks: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+        prop_assert_eq!(scrub(&[SECRET], &chunks), bytes);
+    }
+}
+
+/// A character as some writer escapes it.
+fn mixed(c: char, style: usize) -> String {
+    let code = u32::from(c);
+    match style {
+        0 => format!("%{code:02x}"),
+        1 => format!("%{code:02X}"),
+        2 => format!("%25{code:02X}"),
+        3 => format!("\\u{code:04x}"),
+        4 => format!("\\\\u{code:04X}"),
+        5 => format!("&#{code};"),
+        6 => format!("&#x{code:X};"),
+        7 => format!("\\x{code:02x}"),
+        _ => c.to_string(),
+    }
+}
+
+#[test]
+fn large_chunk_without_a_secret_is_not_copied() {
+    let mut scrubber = scrubber(&[SECRET], Framing::Unknown);
+    for _ in 0..3 {
+        let chunk = Bytes::from(vec![b'x'; 16 << 10]);
+        let [_, out] = scrubber.data(chunk.clone());
+        assert_eq!(out.as_ptr(), chunk.as_ptr());
+    }
+    // What waited and what starts the next chunk are one secret.
+    let (start, end) = SECRET.split_at(9);
+    let chunk = Bytes::from([&vec![b'x'; 16 << 10], start.as_bytes()].concat());
+    let first = scrubber.data(chunk).concat();
+    let chunk = Bytes::from([end.as_bytes(), &vec![b'y'; 16 << 10]].concat());
+    let rest = [first, scrubber.last(chunk).concat()].concat();
+    assert_eq!(stars(&rest), SECRET.len());
 }

@@ -29,11 +29,14 @@
 //! replaced: header values, which come whole, tell a guesser nothing either.
 
 mod body;
+pub(crate) mod coding;
 mod forms;
 mod framing;
 mod hold;
 mod patterns;
+mod search;
 mod secrets;
+mod view;
 mod websocket;
 
 use std::time::Duration;

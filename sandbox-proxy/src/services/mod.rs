@@ -42,6 +42,7 @@ pub struct Service {
     placeholders: Vec<(String, String)>,
     /// Further variables that tools need beside.
     environment: Vec<(String, String)>,
+    compression: bool,
     plain_http: bool,
     error: Option<InvalidService>,
 }
@@ -138,6 +139,7 @@ impl Service {
             placeholders: Vec::new(),
             environment: Vec::new(),
             plain_http: false,
+            compression: false,
             error: None,
         }
     }
@@ -258,6 +260,20 @@ impl Service {
         }
     }
 
+    /// Lets the service's hosts compress their responses. At first they are asked not to.
+    ///
+    /// The proxy reads gzip, deflate, brotli and zstd, and searches what comes of them. But where a host puts the
+    /// credential and words of the guest into one compressed stream, as an echo or an error page does, the moments at which
+    /// parts of it arrive tell how well the two fit together, and so the credential, guess by guess. Allow it for
+    /// hosts that serve files and large documents, and show no requests.
+    #[must_use]
+    pub fn allow_compression(self) -> Self {
+        Self {
+            compression: true,
+            ..self
+        }
+    }
+
     /// An environment variable that the guest gets, with a placeholder: tools that insist on a key start, and
     /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`].
     #[must_use]
@@ -350,6 +366,11 @@ impl Service {
             }),
             None => Ok(()),
         }
+    }
+
+    /// Whether its hosts may compress responses.
+    pub(crate) fn allows_compression(&self) -> bool {
+        self.compression
     }
 
     /// The placement in a header, which becomes a place for the client's own, too. `None`: it is none, which is kept.

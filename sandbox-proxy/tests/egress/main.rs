@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod compressed;
 mod hostile;
 mod interception;
 mod leaks;

@@ -154,3 +154,58 @@ async fn coded_messages_inside_the_content_are_neither_asked_for_nor_passed() {
     assert_eq!(seen.headers["grpc-accept-encoding"], "identity");
     assert!(!seen.headers.contains_key("a-im"));
 }
+
+#[tokio::test]
+async fn headers_that_clients_act_on_show_no_secret_however_long_they_are() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = Running::managed(&upstream).await;
+        let at = upstream.at("api.test");
+        let mut client = running.h1(&at).await;
+        let request = Request::get("/headers")
+            .header("host", &at)
+            .body(Full::default())
+            .unwrap();
+        let response = send(&mut client, request).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let stars = "*".repeat(SECRET.len());
+        assert_eq!(response.headers()["set-cookie"], format!("k={stars}; Path=/"));
+        assert!(
+            response.headers()["x-long"]
+                .to_str()
+                .unwrap()
+                .ends_with(&format!("x{stars}"))
+        );
+        assert_eq!(response.headers()["x-percent"], "*".repeat(3 * SECRET.len()));
+        // Would lead to a port that nobody looks at.
+        assert!(!response.headers().contains_key("alt-svc"));
+        let all = format!("{:?} {}", response.headers(), text(&response));
+        assert!(!holds_secret(&all), "{protocol} {all}");
+        assert_eq!(text(&response), format!("error: {stars}"));
+    }
+}
+
+#[tokio::test]
+async fn trailers_show_no_secret() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = Running::managed(&upstream).await;
+        let at = upstream.at("api.test");
+        let mut client = running.h1(&at).await;
+        let request = Request::get("/trailers")
+            .header("host", &at)
+            .header("te", "trailers");
+        let response = client
+            .send_request(request.body(Full::default()).unwrap())
+            .await
+            .unwrap();
+        let body = response.into_body().collect().await.unwrap();
+        let stars = "*".repeat(SECRET.len());
+        assert_eq!(
+            body.trailers().unwrap()["x-end"],
+            format!("was {stars}"),
+            "{protocol}"
+        );
+        assert_eq!(body.to_bytes(), "hello");
+    }
+}

@@ -21,7 +21,7 @@ use sandbox_proxy::{Proxy, ProxyBuilder, Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-pub use upstream::{Seen, Upstream, certificates, frame};
+pub use upstream::{Seen, Upstream, certificates, encode, frame};
 
 /// The credential that must never be seen by a client.
 pub const SECRET: &str = "sk-test-4f9Zq/x7+Kd_tail";

@@ -1,13 +1,14 @@
 //! An upstream that tells what it saw, and answers by path in the ways that tests want.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -261,11 +262,54 @@ async fn handle(
             }
             answer
         }
+        // The key and what was sent, in the codings of `x-coding`, in small pieces.
         "/coded" => {
-            let mut answer = full(key);
+            let codings = parts
+                .headers
+                .get("x-coding")
+                .map_or("compress", |value| value.to_str().unwrap());
+            let coded = encode(codings, &[key.as_bytes(), b"\n", &body].concat());
+            let coded_length = coded.len();
+            let mut answer = match parts.method {
+                Method::HEAD => full(""),
+                _ => chunks(coded.chunks(700).map(data).collect()),
+            };
+            for (name, value) in [
+                ("content-encoding", codings),
+                ("etag", "\"tag\""),
+                ("repr-digest", "sha-256=:AAAA:"),
+                ("accept-ranges", "bytes"),
+                ("vary", "accept-encoding"),
+            ] {
+                answer.headers_mut().insert(name, value.parse().unwrap());
+            }
+            if let Some(kind) = parts.headers.get("x-type") {
+                answer.headers_mut().insert("content-type", kind.clone());
+            }
+            if let Some(status) = parts.headers.get("x-status") {
+                *answer.status_mut() = status.to_str().unwrap().parse().unwrap();
+            } else {
+                answer.headers_mut().insert("content-length", coded_length.into());
+            }
             answer
-                .headers_mut()
-                .insert("content-encoding", HeaderValue::from_static("gzip"));
+        }
+        // The key in every header that a client may act on, the last of them after more than one frame's worth.
+        "/headers" => {
+            let mut answer = full(format!("error: {key}"));
+            *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            let padding = "x".repeat(24 << 10);
+            for (name, value) in [
+                ("location", format!("https://elsewhere.test/?k={key}")),
+                ("set-cookie", format!("k={key}; Path=/")),
+                ("link", format!("<https://elsewhere.test/{key}>; rel=preload")),
+                ("alt-svc", format!("h3=\"{key}.elsewhere.test:443\"")),
+                ("www-authenticate", format!("Bearer error=\"{key}\"")),
+                ("x-percent", key.bytes().map(|b| format!("%{b:02x}")).collect()),
+                ("x-base64", BASE64_STANDARD.encode(format!("user:{key}"))),
+                ("x-long", format!("{padding}{key}")),
+            ] {
+                answer.headers_mut().insert(name, value.parse().unwrap());
+            }
             answer
         }
         "/trailers" => {
@@ -300,9 +344,18 @@ async fn handle(
             });
             let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
             let mut answer = Response::new(BodyExt::boxed(stream));
-            if let Some(kind) = parts.headers.get("x-type") {
-                answer.headers_mut().insert("content-type", kind.clone());
+            for (name, from) in [("content-type", "x-type"), ("content-encoding", "x-coding")] {
+                if let Some(value) = parts.headers.get(from) {
+                    answer.headers_mut().insert(name, value.clone());
+                }
             }
+            answer
+        }
+        // What was sent, said to be coded.
+        "/raw" => {
+            let mut answer = full(body);
+            let codings = parts.headers["x-coding"].clone();
+            answer.headers_mut().insert("content-encoding", codings);
             answer
         }
         "/big" => full(vec![b'x'; 8 << 20]),
@@ -364,6 +417,37 @@ async fn handle(
         }
         _ => full("ok"),
     })
+}
+
+/// Bytes in these codings, put on in this order; unknown ones change nothing.
+pub fn encode(codings: &str, bytes: &[u8]) -> Vec<u8> {
+    codings
+        .split(", ")
+        .fold(bytes.to_vec(), |bytes, coding| match coding {
+            "gzip" => {
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gzip.write_all(&bytes).unwrap();
+                gzip.finish().unwrap()
+            }
+            "deflate" => {
+                let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+                zlib.write_all(&bytes).unwrap();
+                zlib.finish().unwrap()
+            }
+            "br" => {
+                let mut out = Vec::new();
+                brotli::CompressorWriter::new(&mut out, 4096, 4, 18)
+                    .write_all(&bytes)
+                    .unwrap();
+                out
+            }
+            "zstd" => {
+                let mut out = Vec::with_capacity(zstd_safe::compress_bound(bytes.len()));
+                zstd_safe::compress(&mut out, &bytes, 3).unwrap();
+                out
+            }
+            _ => bytes,
+        })
 }
 
 /// A short WebSocket frame as servers send it (RFC 6455 §5.2).
