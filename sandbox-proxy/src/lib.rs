@@ -14,11 +14,11 @@
 //! # What scrubbing does and does not do
 //!
 //! Where a sandbox has credentials, all responses that are read here are searched for every secret that its requests
-//! went out with, whichever service it was for. Requests ask for responses without compression
-//! (`Accept-Encoding: identity`); those to a service's hosts, on any port and over plain HTTP, too, ask for whole ones
-//! (no `Range`), and one that comes compressed all the same is refused. Headers, trailers, bodies and WebSocket
-//! messages are searched for the secret as it is and in base64, hexadecimal, percent-encoded, JSON, HTML and UTF-16
-//! forms, across chunks and frames and the line breaks of encoders, and each byte found is replaced by `*`.
+//! went out with, whichever service it was for: headers, trailers, bodies and WebSocket messages, for the secret as it is
+//! and in base64, hexadecimal and UTF-16, with whatever escapes of URIs, JSON and HTML, across chunks and frames and
+//! the line breaks of encoders. Each byte found is replaced by `*`. gzip, deflate, brotli and zstd are decoded, and handed
+//! on uncompressed. Requests to a service's hosts, on any port and over plain HTTP, too, ask for whole responses (no
+//! `Range`) without compression (see [`Service::allow_compression`]), and one that cannot be read is refused.
 //!
 //! The end of a body waits until it is known not to be part of a secret, and in a way that tells nobody whether it
 //! looked like one: what is held back depends on sizes, line ends and times alone. Server-sent events, JSON lines,

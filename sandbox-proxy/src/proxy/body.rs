@@ -165,9 +165,9 @@ pub(crate) enum ResponseBody {
     Stream(Box<Streamed>),
 }
 
-/// Why a body broke off.
+/// Why a body to the guest broke off.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
+pub(crate) enum ResponseError {
     #[error(transparent)]
     Upstream(#[from] hyper::Error),
     #[error(transparent)]
@@ -246,7 +246,7 @@ impl Streamed {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(frame)));
@@ -259,8 +259,8 @@ impl Streamed {
                 Poll::Ready(Err(error)) => {
                     self.ended = true;
                     match &error {
-                        BodyError::Upstream(_) => self.record.outcome("upstream broke off the response"),
-                        BodyError::Decode(error) => self.record.outcome(&error.to_string()),
+                        ResponseError::Upstream(_) => self.record.outcome("upstream broke off the response"),
+                        ResponseError::Decode(error) => self.record.outcome(&error.to_string()),
                     }
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -272,7 +272,7 @@ impl Streamed {
     }
 
     /// What comes next, decoded if it has to be.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, BodyError>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, ResponseError>> {
         loop {
             if let Some(decoder) = &mut self.decoder {
                 match decoder.step(&mut self.coded)? {
@@ -372,12 +372,12 @@ impl Streamed {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = ResponseError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => stream.poll(cx),

@@ -25,6 +25,10 @@
 //!   stream of no known format that falls silent within a line keeps its last few hundred bytes until it goes on or
 //!   ends.
 //!
+//! - The search itself takes no longer for what is like a secret, up to eight bytes of it: see `search`.
+//! - How well something was compressed tells what stands beside what. Where secrets go, upstream is asked not to compress;
+//!   what is compressed all the same goes out in whole blocks: see `coding`.
+//!
 //! Replacing takes place byte for byte, so lengths that were announced stay true, and only a whole secret is ever
 //! replaced: header values, which come whole, tell a guesser nothing either.
 
