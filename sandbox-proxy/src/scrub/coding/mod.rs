@@ -128,6 +128,13 @@ impl Decoder {
     /// Takes what it needs of the input, and gives what comes of it.
     pub(crate) fn step(&mut self, input: &mut Bytes) -> Result<Step, DecodeError> {
         let mut idle_steps = 0;
+        if !holds("decoded-size") {
+            let mut all = BytesMut::new();
+            while let Step::Data(data) = pull(&mut self.stages, input, &mut 0)? {
+                all.extend_from_slice(&data);
+            }
+            return Ok(if all.is_empty() { Step::Hungry } else { Step::Data(all.freeze()) });
+        }
         loop {
             let step = pull(&mut self.stages, input, &mut idle_steps)?;
             match (step, &mut self.block) {
