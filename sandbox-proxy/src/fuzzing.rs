@@ -1,11 +1,12 @@
-//! Doors into the parsers that read hostile bytes, for the fuzz targets in `fuzz/` alone. Not for programs: what is
-//! here changes without notice.
+//! Doors into the parsers that read hostile bytes, for the fuzz targets in `fuzz/` and the benchmark of the
+//! scrubber alone. Not for programs: what is here changes without notice.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use sandbox_core::credential::Credential;
 
+use crate::scrub::coding::{Coding, Decoder, MEMORY_UNITS, Step};
 use crate::scrub::{Framing, Scrubber, Secrets};
 use crate::tls::hello::{Sniffer, Start};
 
@@ -52,4 +53,44 @@ pub fn scrub(secret: &str, content_type: &str, body: &[u8], pieces: &[u8]) -> Ve
     }
     out.extend_from_slice(&scrubber.last(Bytes::new()).concat());
     out
+}
+
+/// One body on its way through the scrubber.
+#[derive(Debug)]
+pub struct Body(Scrubber);
+
+impl Body {
+    /// Of a framing that nobody knows, searched for these secrets.
+    pub fn new(keys: &[&str]) -> Self {
+        let secrets = Arc::new(Secrets::default());
+        for key in keys {
+            secrets.remember(&"bench".into(), &Credential::Token((*key).to_owned().into()));
+        }
+        Self(Scrubber::new(secrets, Framing::Unknown))
+    }
+
+    /// What goes out once this has come.
+    pub fn data(&mut self, data: Bytes) -> [Bytes; 2] {
+        self.0.data(data)
+    }
+}
+
+/// How many bytes a body in this content coding decodes to when it comes in pieces of `piece` bytes; `None` if it is not
+/// whole.
+pub fn decode(coding: &str, body: &[u8], piece: usize) -> Option<usize> {
+    let codings = Coding::all(coding.split(", "))?;
+    let budget = Arc::new(tokio::sync::Semaphore::new(MEMORY_UNITS));
+    let mut decoder = Decoder::new(&codings, &budget, false);
+    let mut length = 0;
+    for piece in body.chunks(piece.max(1)) {
+        let mut input = Bytes::copy_from_slice(piece);
+        loop {
+            match decoder.step(&mut input).ok()? {
+                Step::Data(data) => length += data.len(),
+                Step::Hungry => break,
+                Step::Yield => {}
+            }
+        }
+    }
+    Some(length + decoder.finish().ok()?.len())
 }

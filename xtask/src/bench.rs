@@ -13,7 +13,10 @@ use crate::{
 };
 
 /// The benchmarks there are; each writes `target/bench/NAME.json`.
-const BENCHES: [&str; 2] = ["boot", "proxy"];
+const BENCHES: [&str; 3] = ["boot", "proxy", "scrub"];
+
+/// Opens what a benchmark needs and nobody else does.
+const FEATURES: [&str; 2] = ["--features", "bench-scrub"];
 
 pub(crate) fn run(terminal: &Terminal, name: Option<&str>, emulated: bool) -> Result<ExitCode, TaskError> {
     let names: Vec<&str> = match name {
@@ -58,6 +61,7 @@ fn here(name: &str, kind: HostKind) -> Result<u8, TaskError> {
     let mut bench = cargo();
     bench
         .args(["bench", "--quiet", "--package", "sandbox", "--bench", name])
+        .args(FEATURES)
         .env("SANDBOX_HOST_KIND", kind.name());
     let status = bench.status().map_err(TaskError::start("cargo"))?;
     Ok(status
@@ -67,7 +71,7 @@ fn here(name: &str, kind: HostKind) -> Result<u8, TaskError> {
 }
 
 fn in_emulated_host(terminal: &Terminal, name: &str) -> Result<u8, TaskError> {
-    let what = [
+    let mut what = vec![
         "bench",
         "--no-run",
         "--quiet",
@@ -76,6 +80,7 @@ fn in_emulated_host(terminal: &Terminal, name: &str) -> Result<u8, TaskError> {
         "--bench",
         name,
     ];
+    what.extend(FEATURES);
     let program = compile(&what)?
         .into_iter()
         .find(|program| program.kind == "bench");

@@ -133,7 +133,11 @@ impl Decoder {
             while let Step::Data(data) = pull(&mut self.stages, input, &mut 0)? {
                 all.extend_from_slice(&data);
             }
-            return Ok(if all.is_empty() { Step::Hungry } else { Step::Data(all.freeze()) });
+            return Ok(if all.is_empty() {
+                Step::Hungry
+            } else {
+                Step::Data(all.freeze())
+            });
         }
         loop {
             let step = pull(&mut self.stages, input, &mut idle_steps)?;
