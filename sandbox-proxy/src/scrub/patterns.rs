@@ -55,20 +55,15 @@ impl Patterns {
         if self.is_empty() || !holds("scrub-headers") {
             return;
         }
-        let mut found = Vec::new();
-        let mut holds_one = |text: &[u8]| {
-            found.clear();
-            self.find(text, 0, text.len(), &mut found);
-            !found.is_empty()
-        };
         let named: Vec<_> = headers
             .keys()
-            .filter(|name| holds_one(name.as_str().as_bytes()))
+            .filter(|name| self.is_in(name.as_str().as_bytes()))
             .cloned()
             .collect();
         for name in named {
             headers.remove(name);
         }
+        let mut found = Vec::new();
         for value in headers.values_mut() {
             found.clear();
             self.find(value.as_bytes(), 0, value.len(), &mut found);
@@ -79,6 +74,13 @@ impl Patterns {
                     .unwrap_or_else(|_| HeaderValue::from_static("*"));
             }
         }
+    }
+
+    /// Whether one stands in this text.
+    pub(super) fn is_in(&self, text: &[u8]) -> bool {
+        let mut found = Vec::new();
+        self.find(text, 0, text.len(), &mut found);
+        !found.is_empty()
     }
 
     /// Replaces secrets in a text for people.
