@@ -10,7 +10,7 @@ use sandbox_core::backend::{Access, Backend};
 use sandbox_core::credential::CredentialSource;
 use sandbox_core::policy::{Approver, Policy};
 use sandbox_core::size::Size;
-use sandbox_proxy::Service;
+use sandbox_proxy::{Resolver, Service, UpstreamProxy};
 
 use crate::error::LaunchError;
 use crate::sandbox::Sandbox;
@@ -33,6 +33,8 @@ pub struct SandboxBuilder {
     pub(crate) approver: Option<Arc<dyn Approver>>,
     pub(crate) credentials: Vec<(Service, Arc<dyn CredentialSource>)>,
     pub(crate) answers: Vec<(String, Vec<IpAddr>)>,
+    pub(crate) resolver: Option<Box<dyn Resolver>>,
+    pub(crate) upstream_proxy: Option<UpstreamProxy>,
     pub(crate) roots: Vec<Vec<u8>>,
     pub(crate) audit: Vec<Arc<dyn AuditSink>>,
     pub(crate) backend: Option<Arc<dyn Backend>>,
@@ -53,6 +55,8 @@ impl SandboxBuilder {
             approver: None,
             credentials: Vec::new(),
             answers: Vec::new(),
+            resolver: None,
+            upstream_proxy: None,
             roots: Vec::new(),
             audit: Vec::new(),
             backend: None,
@@ -133,6 +137,20 @@ impl SandboxBuilder {
     /// special range, such as loopback, needs a rule that permits it.
     pub fn resolve(mut self, name: impl Into<String>, address: IpAddr) -> Self {
         self.answers.push((name.into(), vec![address]));
+        self
+    }
+
+    /// Who looks allowed names up, for instance [`NameServers`](sandbox_proxy::resolve::NameServers); the host's own
+    /// resolver by default.
+    pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
+        self.resolver = Some(Box::new(resolver));
+        self
+    }
+
+    /// A proxy of the host's network through which allowed hosts are reached. See [`UpstreamProxy`] for which addresses
+    /// can be vetted then.
+    pub fn upstream_proxy(mut self, proxy: UpstreamProxy) -> Self {
+        self.upstream_proxy = Some(proxy);
         self
     }
 

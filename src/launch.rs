@@ -107,6 +107,12 @@ impl Plan {
             let name = name.parse().map_err(|cause| LaunchError::Host { name, cause })?;
             proxy = proxy.resolve(name, addresses);
         }
+        if let Some(resolver) = said.resolver {
+            proxy = proxy.resolver(resolver);
+        }
+        if let Some(upstream) = said.upstream_proxy {
+            proxy = proxy.upstream_proxy(upstream);
+        }
         for root in said.roots {
             proxy = proxy.extra_root(root);
         }

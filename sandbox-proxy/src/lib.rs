@@ -42,6 +42,7 @@
 pub mod address;
 pub mod audit;
 mod defence;
+pub mod dns;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod policy;
@@ -51,10 +52,13 @@ mod scrub;
 pub mod services;
 pub mod sources;
 pub mod tls;
+mod upstream_proxy;
 
 pub use audit::JsonLines;
+pub use dns::Dns;
 pub use policy::{RuleError, Rules};
 pub use proxy::{ChangeError, MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;
 pub use services::{ClientCredential, Explanation, Service};
 pub use tls::Ca;
+pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};

@@ -25,7 +25,16 @@ use crate::{
 const CORE: &str = "core";
 
 /// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
-const PEERS: [&str; 4] = ["curl", "git", "python3", "python3-botocore"];
+const PEERS: [&str; 8] = [
+    "bind9-dnsutils",
+    "curl",
+    "dropbear-bin",
+    "git",
+    "microsocks",
+    "openssh-client",
+    "python3",
+    "python3-botocore",
+];
 
 /// Tests at once in the emulated host.
 const THREADS_EMULATED: &str = "2";

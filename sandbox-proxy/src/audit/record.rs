@@ -91,7 +91,6 @@ impl Record {
     }
 
     /// A question of this record type (RFC 1035 §3.2.2) for a name.
-    #[allow(dead_code, reason = "what serves look-ups calls it")]
     pub(crate) fn lookup(&self, name: &str, record_type: &str) {
         let (name, record_type) = (self.kept(name), self.kept(record_type));
         self.tell(|told| {

@@ -18,14 +18,17 @@ use super::pool::Pool;
 use super::quota::{Ledger, Quota};
 use super::{Inner, Proxy, limits};
 use crate::audit::Hub;
+use crate::dns;
 use crate::policy::Rules;
 use crate::resolve::{Names, Resolver, System};
 use crate::scrub::coding;
+use crate::scrub::Secrets;
 use crate::services::bound::Bound;
 use crate::services::directory::{Conflict, Directory};
 use crate::services::{InvalidService, PlaceholderTag, Service};
 use crate::tls::client::{Clients, parse_roots};
 use crate::tls::{Ca, CaError};
+use crate::upstream_proxy::UpstreamProxy;
 
 /// Builds a [`Proxy`]. Without a policy nothing is allowed.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub struct ProxyBuilder {
     placeholder_tag: Option<PlaceholderTag>,
     fixed: HashMap<HostName, Vec<IpAddr>>,
     resolver: Box<dyn Resolver>,
+    upstream_proxy: Option<UpstreamProxy>,
     roots: Vec<Vec<u8>>,
     sinks: Vec<Arc<dyn AuditSink>>,
     max_connections: Option<usize>,
@@ -84,6 +88,7 @@ impl ProxyBuilder {
             placeholder_tag: None,
             fixed: HashMap::new(),
             resolver: Box::new(System),
+            upstream_proxy: None,
             roots: Vec::new(),
             sinks: Vec::new(),
             max_connections: None,
@@ -143,6 +148,14 @@ impl ProxyBuilder {
         }
     }
 
+    /// Reaches upstream through a proxy of the host's network. What may be reached is decided before it, by the same
+    /// rules; see [`UpstreamProxy`] for which addresses can be vetted then.
+    #[must_use]
+    pub fn upstream_proxy(mut self, proxy: UpstreamProxy) -> Self {
+        self.upstream_proxy = Some(proxy);
+        self
+    }
+
     /// Trusts more roots for upstream, as PEM (any number) or DER (one), beside those of the platform.
     #[must_use]
     pub fn extra_root(mut self, certificate: impl Into<Vec<u8>>) -> Self {
@@ -184,7 +197,10 @@ impl ProxyBuilder {
             roots.extend(parse_roots(root).ok_or(ProxyError::Root)?);
         }
         let cap = self.max_connections.unwrap_or_else(Ledger::default_cap);
-        let secrets = Arc::default();
+        let secrets = Arc::<Secrets>::default();
+        if let Some(login) = self.upstream_proxy.as_ref().and_then(UpstreamProxy::credential) {
+            secrets.remember(&"upstream proxy".into(), &login);
+        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let placeholder_tag = self
             .placeholder_tag
@@ -205,6 +221,8 @@ impl ProxyBuilder {
             services,
             placeholder_tag,
             names: Names::new(self.fixed, self.resolver),
+            upstream_proxy: self.upstream_proxy,
+            dns: dns::State::default(),
             clients: Clients::new(provider, roots),
             hub: Arc::new(Hub::new(self.sinks, Arc::clone(&secrets))),
             secrets,

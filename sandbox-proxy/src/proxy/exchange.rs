@@ -15,11 +15,11 @@ use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::{After, AfterSlot};
 use super::message::{self, Coded};
-use super::pool::{Checkin, Sender};
+use super::pool::{Checkin, Sender, Target};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
-use super::{limits, pool};
+use super::{chain, limits, pool};
 use crate::audit::record::Record;
 use crate::defence::{self, holds};
 use crate::scrub::coding::Decoder;
@@ -94,6 +94,11 @@ async fn exchange(
         .service
         .as_ref()
         .and_then(|managed| managed.issuer(parts.uri.path()));
+    let target = match service {
+        None if route.service.is_some() => route.own_target(inner),
+        _ => Arc::clone(&route.target),
+    };
+    let is_alone = message::signs_connection_in(&parts.headers) && defence::holds("pool-sign-in");
     if route.scrubbing != Scrubbing::Never {
         let whole = route.scrubbing == Scrubbing::All;
         message::make_scrubbable(&mut parts.headers, whole, route.compressed);
@@ -108,12 +113,20 @@ async fn exchange(
             .await
             .map_err(unsigned)?;
     }
-    let offer = if websocket.is_some() {
-        Offer::Http1
-    } else {
-        Offer::Any
+    let offer = match websocket {
+        Some(_) => Offer::Http1,
+        None if is_alone => Offer::Alone,
+        None => Offer::Any,
     };
-    let (response, checkin) = send(inner, route, Request::from_parts(parts, body), offer).await?;
+    let request = Request::from_parts(parts, body);
+    let (response, mut checkin) = send(inner, route, &target, request, offer).await?;
+    if route.forward.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        return Err(chain::refused(response.status()));
+    }
+    if is_alone || message::signs_connection_in(response.headers()) && defence::holds("pool-sign-in") {
+        // Closed when the response has ended.
+        checkin = None;
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match websocket {
             Some(after) => Ok(switch(inner, route, response, client_upgrade, after, record)),
@@ -239,13 +252,14 @@ fn explain(route: &Route, record: &Record, why: &Explanation) {
 async fn send(
     inner: &Inner,
     route: &Arc<Route>,
+    target: &Arc<Target>,
     request: Request<RequestBody>,
     offer: Offer,
 ) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
     let (mut parts, mut body) = request.into_parts();
     for attempt in 1.. {
         let waiting = match offer {
-            Offer::Any if attempt < SEND_ATTEMPTS => route.target.checkout().await,
+            Offer::Any if attempt < SEND_ATTEMPTS => target.checkout().await,
             _ => None,
         };
         let (sender, is_new) = match waiting {
@@ -260,11 +274,11 @@ async fn send(
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
                 let result = timeout(limits::RESPONSE_TIME, h1.try_send_request(request)).await;
-                (result, Some(Checkin::new(&route.target, h1)))
+                (result, Some(Checkin::new(target, h1)))
             }
             Sender::H2(mut h2) => {
                 if is_new {
-                    route.target.put(pool::Sender::H2(h2.clone()));
+                    target.put(pool::Sender::H2(h2.clone()));
                 }
                 (
                     timeout(limits::RESPONSE_TIME, h2.try_send_request(request)).await,

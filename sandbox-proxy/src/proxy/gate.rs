@@ -16,9 +16,9 @@ use super::route::Route;
 use crate::defence;
 
 /// Shown as the rule when a sink of records that must be kept cannot keep them.
-const AUDIT_FAILS: &str = "the audit log fails";
+pub(super) const AUDIT_FAILS: &str = "the audit log fails";
 /// Shown as the rule when a policy panics.
-const POLICY_FAILED: &str = "the policy failed";
+pub(super) const POLICY_FAILED: &str = "the policy failed";
 
 /// Decisions on one attempt while policies are replaced under it: nobody is asked for ever.
 const MAX_DECISIONS: usize = 4;
@@ -55,6 +55,12 @@ impl Inner {
                 AUDIT_FAILS,
                 "attempts cannot be recorded now, so nothing is allowed; the host's operator must see to it",
             ));
+        }
+        // The defence is that nothing stands here: a look-up before the decision carries data out.
+        if !defence::holds("name-before-look-up")
+            && let Host::Name(name) = host
+        {
+            let _told_anyway = self.names.lookup(name, ()).await;
         }
         let attempt = |policy: Arc<dyn Policy>| Asked {
             policy,

@@ -166,13 +166,22 @@ write_through!([S: AsyncWrite + Unpin] Prefixed<S>);
 
 /// A connection to upstream, with its place among the sandbox's.
 pub(crate) struct Dialled {
-    stream: TcpStream,
+    stream: Prefixed<TcpStream>,
     _slot: Slot,
 }
 
 impl Dialled {
     pub(crate) fn new(stream: TcpStream, slot: Slot) -> Self {
-        Self { stream, _slot: slot }
+        Self {
+            stream: Prefixed::new(Bytes::new(), stream),
+            _slot: slot,
+        }
+    }
+
+    /// The same connection, with bytes of it that were read already.
+    pub(crate) fn after(mut self, read: Bytes) -> Self {
+        self.stream.prefix = read;
+        self
     }
 }
 

@@ -64,6 +64,13 @@ pub(crate) const RESOLVE_TIME: Duration = Duration::from_secs(10);
 pub(crate) const DIAL_TIME: Duration = Duration::from_secs(5);
 /// For all addresses of a target together.
 pub(crate) const DIAL_ALL_TIME: Duration = Duration::from_secs(15);
+/// For a proxy of the host's network to connect to the target: it resolves and dials in our place.
+pub(crate) const PROXY_TIME: Duration = Duration::from_secs(30);
+/// An HTTP/2 connection on which nothing came for so long, while requests wait, is asked for a sign of life: one whose
+/// other end vanished would hold them until [`RESPONSE_TIME`].
+pub(crate) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// For that sign.
+pub(crate) const H2_PING_TIME: Duration = Duration::from_secs(20);
 /// For the credential's source.
 pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
 /// For the head of a response. Models think for minutes before the first byte.

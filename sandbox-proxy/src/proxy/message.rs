@@ -1,8 +1,8 @@
 //! What is checked and changed in the heads of messages, whichever version of HTTP they came in.
 
 use http::header::{
-    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, IF_RANGE,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, IF_RANGE,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -194,6 +194,18 @@ pub(crate) fn set_decoded(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a request or response signs its whole connection in, not itself (NTLM, and Negotiate as RFC 4559 §6 tells):
+/// what follows on the connection would be taken to be from the same user.
+pub(crate) fn signs_connection_in(headers: &HeaderMap) -> bool {
+    let signs_in = |token: &str| {
+        let scheme = token.split(' ').next().unwrap_or("");
+        scheme.eq_ignore_ascii_case("ntlm") || scheme.eq_ignore_ascii_case("negotiate")
+    };
+    [&AUTHORIZATION, &WWW_AUTHENTICATE]
+        .into_iter()
+        .any(|name| tokens(headers, name).any(signs_in))
+}
+
 /// Takes out what is between upstream and this proxy alone.
 pub(crate) fn clean_response(headers: &mut HeaderMap) {
     clean(headers);
@@ -206,15 +218,27 @@ pub(crate) fn set_websocket(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Gives the target the form that HTTP/1.1 to an origin wants.
+/// Gives the target the form that HTTP/1.1 to an origin wants, or to a proxy that forwards the request.
 pub(crate) fn target_h1(parts: &mut Parts, route: &Route) {
     parts.version = Version::HTTP_11;
     parts.headers.insert(HOST, route.host_header.clone());
-    if parts.uri.authority().is_some() {
-        let mut origin = http::uri::Parts::default();
-        origin.path_and_query = Some(path_and_query(&parts.uri));
-        parts.uri = Uri::from_parts(origin).unwrap_or_default();
+    let mut target = http::uri::Parts::default();
+    target.path_and_query = Some(path_and_query(&parts.uri));
+    // Upgrades go through a tunnel instead.
+    if let Some(forward) = route
+        .forward
+        .as_ref()
+        .filter(|_| !parts.headers.contains_key(UPGRADE))
+    {
+        target.scheme = Some(http::uri::Scheme::HTTP);
+        target.authority = Some(route.authority.clone());
+        if let Some(authorization) = &forward.authorization {
+            parts.headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
+    } else if parts.uri.authority().is_none() {
+        return;
     }
+    parts.uri = Uri::from_parts(target).unwrap_or_default();
 }
 
 /// Gives the target the form that HTTP/2 wants.

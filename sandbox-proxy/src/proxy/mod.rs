@@ -5,6 +5,8 @@
 mod asking;
 mod body;
 mod builder;
+mod chain;
+mod dial;
 mod exchange;
 mod front;
 mod gate;
@@ -13,6 +15,7 @@ mod intercept;
 mod io;
 mod limits;
 mod live;
+mod look_up;
 mod message;
 mod pool;
 mod quota;
@@ -31,7 +34,7 @@ use sandbox_core::host::Host;
 use sandbox_core::policy::{Policy, Scheme};
 use sandbox_core::{BoxStream, SandboxId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -39,15 +42,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(crate) use body::RequestBody;
 pub use builder::{ProxyBuilder, ProxyError};
 pub use live::ChangeError;
+pub(crate) use route::parse_host_and_port;
 
 use crate::audit::Hub;
 use crate::audit::record::Record;
+use crate::dns::{self, Dns};
 use crate::resolve::Names;
 use crate::scrub::Secrets;
 use crate::services::directory::Directory;
 use crate::services::{Explanation, PlaceholderTag};
 use crate::tls::Ca;
 use crate::tls::client::Clients;
+use crate::upstream_proxy::UpstreamProxy;
 use asking::Asking;
 use io::Watched;
 use pool::Pool;
@@ -86,6 +92,8 @@ pub(crate) struct Inner {
     services: Directory,
     placeholder_tag: PlaceholderTag,
     names: Names,
+    upstream_proxy: Option<UpstreamProxy>,
+    pub(crate) dns: dns::State,
     clients: Clients,
     ca: Ca,
     hub: Arc<Hub>,
@@ -137,26 +145,7 @@ impl Proxy {
     /// # Errors
     /// The listener failed in a way that does not pass.
     pub async fn listen(&self, listener: TcpListener) -> std::io::Result<()> {
-        let mut streams = JoinSet::new();
-        loop {
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        if let Err(error) = stream.set_nodelay(true) {
-                            tracing::debug!(%error, "TCP_NODELAY could not be set");
-                        }
-                        streams.spawn(self.serve(Box::new(stream)));
-                    }
-                    Err(error) if is_passing(&error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        // Out of descriptors: others must end first.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                    Err(error) => return Err(error),
-                },
-                Some(_) = streams.join_next() => {}
-            }
-        }
+        serve_connections(listener, |stream| self.serve(Box::new(stream))).await
     }
 
     /// Whether every service has its credential. For launch, to fail early.
@@ -174,6 +163,11 @@ impl Proxy {
             }
         }
         Ok(())
+    }
+
+    /// The sandbox's DNS, for a stub in the guest to ask.
+    pub fn dns(&self) -> Dns {
+        Dns::new(Arc::clone(&self.inner), Arc::clone(&self._open))
     }
 
     /// The sandbox's own certificate authority.
@@ -249,9 +243,51 @@ impl Proxy {
     }
 }
 
+impl Inner {
+    /// Done when the proxy is closed.
+    pub(crate) fn closed(&self) -> CancellationToken {
+        self.closed.clone()
+    }
+
+    /// A place among the guest's streams, if there is one.
+    pub(crate) fn stream_slot(&self) -> Option<quota::Slot> {
+        self.streams.try_take()
+    }
+}
+
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Proxy({})", self.inner.sandbox)
+    }
+}
+
+/// Serves every connection of a listener, until it fails in a way that does not pass.
+pub(crate) async fn serve_connections<F>(
+    listener: TcpListener,
+    mut serve: impl FnMut(TcpStream) -> F,
+) -> std::io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY could not be set");
+                    }
+                    streams.spawn(serve(stream));
+                }
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    // Out of descriptors: others must end first.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(error),
+            },
+            Some(_) = streams.join_next() => {}
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Upstream connections between requests. One pool per sandbox, keyed by scheme, host and port: a connection on
-//! which one sandbox's credential went is never another's.
+//! Upstream connections between requests. One pool per sandbox, keyed by all that makes two connections differ in what
+//! upstream may take them for: see [`Key`]. A connection on which one sandbox's credential went is never another's, and
+//! none is used for a second host because its certificate or address would do (RFC 9113 §9.1.1 allows it).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +12,27 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::body::RequestBody;
 use super::limits;
+use crate::defence;
 
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
 const READY_TIME: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// TLS, host, port, and whether special ranges were permitted: what one rule let through is not for another's.
-type Key = (bool, Host, u16, bool);
-
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     targets: Mutex<HashMap<Key, Arc<Target>>>,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) tls: bool,
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+    /// What one rule let through to a special range is not for another's.
+    pub(crate) permits_special_ranges: bool,
+    /// The service whose credential goes out on it; `None` for what the client sends by itself. Upstreams exist that
+    /// take the first request's word for all that follow.
+    pub(crate) service: Option<String>,
 }
 
 /// Connections to one target.
@@ -54,10 +66,14 @@ pub(crate) struct Checkin {
 }
 
 impl Pool {
-    /// `special`: whether connections may lead to special ranges.
-    pub(crate) fn target(&self, tls: bool, host: &Host, port: u16, special: bool) -> Arc<Target> {
+    pub(crate) fn target(&self, mut key: Key) -> Arc<Target> {
+        if !defence::holds("pool-host") {
+            key.host = Host::Address(std::net::Ipv4Addr::UNSPECIFIED.into());
+        }
+        if !defence::holds("pool-credential") {
+            key.service = None;
+        }
         let mut targets = self.lock();
-        let key = (tls, host.clone(), port, special);
         if let Some(target) = targets.get(&key) {
             return Arc::clone(target);
         }
@@ -227,6 +243,45 @@ mod tests {
         (sender, far)
     }
 
+    fn key(host: &str, service: Option<&str>) -> Key {
+        Key {
+            tls: false,
+            host: host.parse().unwrap(),
+            port: 80,
+            permits_special_ranges: false,
+            service: service.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn connections_are_shared_only_where_everything_agrees() {
+        let pool = Pool::default();
+        let first = pool.target(key("one.test", Some("a")));
+        assert!(Arc::ptr_eq(&first, &pool.target(key("one.test", Some("a")))));
+        let tls = Key {
+            tls: true,
+            ..key("one.test", Some("a"))
+        };
+        let port = Key {
+            port: 81,
+            ..key("one.test", Some("a"))
+        };
+        let special = Key {
+            permits_special_ranges: true,
+            ..key("one.test", Some("a"))
+        };
+        for other in [
+            special,
+            key("two.test", Some("a")),
+            key("one.test", Some("b")),
+            key("one.test", None),
+            tls,
+            port,
+        ] {
+            assert!(!Arc::ptr_eq(&first, &pool.target(other.clone())), "{other:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn connections_that_wait_too_long_are_closed_though_nobody_asks() {
         let target = Arc::<Target>::default();
@@ -247,8 +302,8 @@ mod tests {
         let pool = Pool::default();
         let (first, mut far) = connection().await;
         let (second, _far) = connection().await;
-        let one = pool.target(false, &"one.test".parse().unwrap(), 80, false);
-        let two = pool.target(false, &"two.test".parse().unwrap(), 80, false);
+        let one = pool.target(key("one.test", None));
+        let two = pool.target(key("two.test", None));
         two.put(Sender::H1(first));
         sleep(std::time::Duration::from_secs(1)).await;
         one.put(Sender::H1(second));

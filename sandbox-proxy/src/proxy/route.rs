@@ -8,8 +8,9 @@ use sandbox_core::host::Host;
 use sandbox_core::policy::Scheme;
 
 use super::Inner;
+use super::chain::Forward;
 use super::gate::Admission;
-use super::pool::Target;
+use super::pool::{Key, Target};
 use super::refusal::Refusal;
 use crate::defence::holds;
 use crate::services::directory::Managed;
@@ -31,7 +32,10 @@ pub(crate) struct Route {
     pub(crate) scrubbing: Scrubbing,
     /// Whether upstream may compress: no secret goes there, or its service says that it tells none of them back.
     pub(crate) compressed: bool,
+    /// Connections for requests with the service's credential, or for all where there is no service.
     pub(crate) target: Arc<Target>,
+    /// Plain HTTP that a proxy of the host's network forwards.
+    pub(crate) forward: Option<Forward>,
 }
 
 /// How far responses are searched for the secrets of the sandbox's requests.
@@ -60,7 +64,11 @@ impl Route {
         };
         let invalid = |_| Refusal::bad_request("the target is no valid authority");
         let service = inner.services.select(tls, &host, port);
-        let scrubbing = if inner.services.is_empty() {
+        let forward = inner.forward_for(tls, &host, port);
+        let shows_login = forward
+            .as_ref()
+            .is_some_and(|forward| forward.authorization.is_some());
+        let scrubbing = if inner.services.is_empty() && !shows_login {
             Scrubbing::Never
         } else if inner.services.has_host(&host) {
             Scrubbing::All
@@ -72,9 +80,16 @@ impl Route {
         Ok(Arc::new(Self {
             authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
             host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
-            target: inner
-                .pool
-                .target(tls, &host, port, admission.permits_special_ranges),
+            target: inner.pool.target(Key {
+                tls,
+                host: host.clone(),
+                port,
+                permits_special_ranges: admission.permits_special_ranges,
+                service: service
+                    .as_ref()
+                    .map(|managed| managed.bound.service.name().to_owned()),
+            }),
+            forward,
             host,
             port,
             tls,
@@ -83,6 +98,17 @@ impl Route {
             scrubbing,
             compressed,
         }))
+    }
+
+    /// Connections for requests with a credential of the client's own.
+    pub(super) fn own_target(&self, inner: &Inner) -> Arc<Target> {
+        inner.pool.target(Key {
+            tls: self.tls,
+            host: self.host.clone(),
+            port: self.port,
+            permits_special_ranges: self.admission.permits_special_ranges,
+            service: None,
+        })
     }
 
     /// How it is asked for.
@@ -99,6 +125,11 @@ impl Route {
     pub(crate) fn shown(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
+}
+
+/// The same, for what the user says.
+pub(crate) fn parse_host_and_port(text: &str, default_port: Option<u16>) -> Option<(Host, u16)> {
+    parse_authority(text, default_port).ok()
 }
 
 /// Parses `host` or `host:port` (RFC 3986 §3.2, without user information).

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::Inner;
+use super::dial::race;
 use super::io::{Dialled, is_out_of_descriptors};
 use super::limits;
 use super::pool::Sender;
@@ -22,6 +23,7 @@ use super::quota::Slot;
 use super::refusal::Refusal;
 use super::route::Route;
 use crate::address;
+use crate::defence;
 use crate::tls::client::server_name;
 
 /// Which protocols upstream is offered.
@@ -30,6 +32,8 @@ pub(crate) enum Offer {
     Any,
     /// For upgrades, which HTTP/2 does otherwise.
     Http1,
+    /// For a request that signs its connection in: alone on one, and HTTP/2 would share it.
+    Alone,
 }
 
 impl Inner {
@@ -37,6 +41,26 @@ impl Inner {
     pub(super) async fn dial(&self, route: &Route) -> Result<Dialled, Refusal> {
         // Before the look-up, which takes descriptors, too.
         let slot = self.place().await?;
+        if let Some(proxy) = self.proxy_for(&route.host, route.port) {
+            return self.dial_through(proxy, route, slot).await;
+        }
+        let (mut addresses, slot) = self.vetted(route, slot).await?;
+        if !defence::holds("resolve-once")
+            && let Host::Name(name) = &route.host
+        {
+            addresses = self
+                .names
+                .lookup(name, ())
+                .await
+                .map_or(addresses, |(again, ())| again);
+        }
+        self.reach(&addresses, route.port, slot)
+            .await
+            .map_err(|error| failed(&error, route))
+    }
+
+    /// The addresses of an admitted target: looked up once, and all vetted. `slot` is what the look-up takes.
+    pub(super) async fn vetted(&self, route: &Route, slot: Slot) -> Result<(Vec<IpAddr>, Slot), Refusal> {
         let (addresses, slot) = match &route.host {
             Host::Address(address) => (vec![*address], slot),
             Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name, slot)).await {
@@ -52,12 +76,16 @@ impl Inner {
             },
         };
         self.vet(route, &addresses)?;
-        let dialled = timeout(limits::DIAL_ALL_TIME, dial_any(&addresses, route.port)).await;
-        let stream = match dialled {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failed(&error, route)),
-            Err(_) => return Err(failed(&io::ErrorKind::TimedOut.into(), route)),
-        };
+        Ok((addresses, slot))
+    }
+
+    /// Connects to one of these addresses.
+    pub(super) async fn reach(&self, addresses: &[IpAddr], port: u16, slot: Slot) -> io::Result<Dialled> {
+        let connect = |address| TcpStream::connect(SocketAddr::new(address, port));
+        let reached = race(addresses, slot, || self.upstreams.try_take(), connect);
+        let (stream, slot) = timeout(limits::DIAL_ALL_TIME, reached)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         // Small writes of an interactive stream must not wait for each other.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -66,7 +94,7 @@ impl Inner {
     }
 
     /// A place for one more connection to upstream. Those that wait in the pool for a next request make room.
-    async fn place(&self) -> Result<Slot, Refusal> {
+    pub(super) async fn place(&self) -> Result<Slot, Refusal> {
         if let Some(slot) = self.upstreams.try_take() {
             return Ok(slot);
         }
@@ -84,9 +112,12 @@ impl Inner {
         dialled: Option<Dialled>,
         offer: Offer,
     ) -> Result<Sender, Refusal> {
-        let stream = match dialled {
-            Some(stream) => stream,
-            None => self.dial(route).await?,
+        let stream = match (dialled, self.proxy_for(&route.host, route.port)) {
+            (Some(stream), _) => stream,
+            (None, Some(proxy)) if route.forward.is_some() && offer != Offer::Http1 => {
+                self.dial_forward(proxy, route).await?
+            }
+            (None, _) => self.dial(route).await?,
         };
         if !route.tls {
             return self.speak_h1(stream).await;
@@ -97,7 +128,7 @@ impl Inner {
         let configs = self.clients.configs().await.map_err(|error| tls_fault(&error))?;
         let place = match offer {
             Offer::Any => Arc::clone(&self.h2_upstreams).try_acquire_owned().ok(),
-            Offer::Http1 => None,
+            Offer::Http1 | Offer::Alone => None,
         };
         let config = match place {
             Some(_) => &configs.any,
@@ -169,6 +200,8 @@ impl Inner {
     {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .keep_alive_interval(limits::H2_PING_INTERVAL)
+            .keep_alive_timeout(limits::H2_PING_TIME)
             .initial_stream_window_size(limits::H2_UPSTREAM_WINDOW)
             .initial_connection_window_size(limits::H2_UPSTREAM_CONNECTION_WINDOW)
             .max_send_buf_size(limits::H2_SEND_BUFFER)
@@ -190,23 +223,6 @@ fn http_failed(error: &hyper::Error) -> Refusal {
         "http_protocol_error",
         format!("HTTP with upstream failed: {error}"),
     )
-}
-
-async fn dial_any(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses {
-        match timeout(
-            limits::DIAL_TIME,
-            TcpStream::connect(SocketAddr::new(*address, port)),
-        )
-        .await
-        {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
-        }
-    }
-    Err(last)
 }
 
 fn failed(error: &io::Error, route: &Route) -> Refusal {

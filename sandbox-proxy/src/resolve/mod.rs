@@ -1,5 +1,7 @@
 //! Names to addresses. Asked only for names that the policy has allowed; what comes back is vetted elsewhere.
 
+mod servers;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -11,6 +13,8 @@ use async_trait::async_trait;
 use sandbox_core::host::HostName;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+
+pub use servers::{NameServers, NameServersError};
 
 /// Protects the vetting and dialling from an answer without end; real answers hold a handful.
 const MAX_ADDRESSES: usize = 16;
@@ -29,6 +33,13 @@ pub trait Resolver: Send + Sync + fmt::Debug {
     /// # Errors
     /// The look-up failed or the name does not exist.
     async fn lookup(&self, name: &HostName) -> io::Result<Vec<IpAddr>>;
+}
+
+#[async_trait]
+impl<R: Resolver + ?Sized> Resolver for Box<R> {
+    async fn lookup(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+        (**self).lookup(name).await
+    }
 }
 
 /// The host's own resolver (`getaddrinfo`).
@@ -58,6 +69,11 @@ impl Names {
             resolver: resolver.into(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         }
+    }
+
+    /// Whether the name has a fixed answer.
+    pub(crate) fn is_fixed(&self, name: &HostName) -> bool {
+        self.fixed.contains_key(name)
     }
 
     /// Looks a name up. `held` is what the look-up takes of the host, and is given back only when it has ended:

@@ -5,6 +5,7 @@
 
 mod clients;
 mod compressed;
+mod dns;
 mod hostile;
 mod interception;
 mod leaks;
@@ -19,3 +20,4 @@ mod services;
 mod signing;
 mod support;
 mod tunnels;
+mod upstream;
