@@ -31,6 +31,7 @@ pub struct SandboxBuilder {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) policy: Option<Arc<dyn Policy>>,
     pub(crate) approver: Option<Arc<dyn Approver>>,
+    pub(crate) approval_time: Option<Duration>,
     pub(crate) credentials: Vec<(Service, Arc<dyn CredentialSource>)>,
     pub(crate) answers: Vec<(String, Vec<IpAddr>)>,
     pub(crate) resolver: Option<Box<dyn Resolver>>,
@@ -53,6 +54,7 @@ impl SandboxBuilder {
             env: Vec::new(),
             policy: None,
             approver: None,
+            approval_time: None,
             credentials: Vec::new(),
             answers: Vec::new(),
             resolver: None,
@@ -123,6 +125,12 @@ impl SandboxBuilder {
     /// Who answers attempts for which the policy says to ask; without one they are denied.
     pub fn approver(mut self, approver: impl Approver + 'static) -> Self {
         self.approver = Some(Arc::new(approver));
+        self
+    }
+
+    /// How long the approver may take for one question; after it the attempt is denied. One minute by default.
+    pub fn approval_time(mut self, limit: Duration) -> Self {
+        self.approval_time = Some(limit);
         self
     }
 

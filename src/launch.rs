@@ -100,6 +100,9 @@ impl Plan {
         if let Some(approver) = said.approver {
             proxy = proxy.approver(approver);
         }
+        if let Some(limit) = said.approval_time {
+            proxy = proxy.approval_time(limit);
+        }
         for (service, source) in said.credentials {
             proxy = proxy.credential(service, source);
         }

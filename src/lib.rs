@@ -39,5 +39,7 @@ pub use sandbox_core::sandbox::ExecError;
 pub use sandbox_core::size::Size;
 pub use sandbox_kvm::{KvmBackend, KvmImages};
 pub use sandbox_proxy as proxy;
-pub use sandbox_proxy::{ClientCredential, Explanation, JsonLines, Rules, Service, UpstreamProxy, sources};
+pub use sandbox_proxy::{
+    ChangeError, ClientCredential, Explanation, JsonLines, Rules, Service, UpstreamProxy, sources,
+};
 pub use workspace::WorkspaceError;

@@ -10,9 +10,10 @@ use sandbox_core::command::{CommandSpec, Process};
 use sandbox_core::host::Host;
 use sandbox_core::id::SandboxId;
 use sandbox_core::policy::Scheme;
+use sandbox_core::policy::{InvalidPolicy, Policy};
 use sandbox_core::sandbox::ExecError;
 use sandbox_protocol::control::Call;
-use sandbox_proxy::{Explanation, Proxy};
+use sandbox_proxy::{ChangeError, Explanation, Proxy, Rules};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
@@ -64,6 +65,33 @@ impl Sandbox {
     /// Why a request to this host, port and path gets a credential, or why not: see [`Proxy::explain_credential`].
     pub fn explain_credential(&self, scheme: Scheme, host: &Host, port: u16, path: &str) -> Explanation {
         self.proxy.explain_credential(scheme, host, port, path)
+    }
+
+    /// Replaces the policy: for every attempt and every request from now on, and for open tunnels, which end where
+    /// the new policy does not allow them.
+    ///
+    /// # Errors
+    /// The new policy cannot be used; the old one stays.
+    pub fn set_policy(&self, policy: impl Policy + 'static) -> Result<(), InvalidPolicy> {
+        self.proxy.set_policy(Arc::new(policy))
+    }
+
+    /// Changes the rules in force in one step, for instance one named set: `|rules| rules.set("task", 0, others)`.
+    ///
+    /// # Errors
+    /// The policy in force is none of [`Rules`], or the changed ones have a mistake; nothing has changed then.
+    pub fn change_rules(&self, change: impl FnOnce(Rules) -> Rules) -> Result<(), ChangeError> {
+        self.proxy.change_rules(change)
+    }
+
+    /// The rules in force; `None` where the policy is not made of [`Rules`].
+    pub fn rules(&self) -> Option<Rules> {
+        self.proxy.rules()
+    }
+
+    /// Forgets what the approver answered for more than once: it is asked again.
+    pub fn forget_answers(&self) {
+        self.proxy.forget_answers();
     }
 
     /// Release of the guest's kernel, as the guest says.

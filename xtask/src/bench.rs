@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The benchmarks there are; each writes `target/bench/NAME.json`.
-const BENCHES: [&str; 3] = ["boot", "proxy", "scrub"];
+const BENCHES: [&str; 4] = ["boot", "policy", "proxy", "scrub"];
 
 /// Opens what a benchmark needs and nobody else does.
 const FEATURES: [&str; 2] = ["--features", "bench-scrub"];

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use async_trait::async_trait;
+use sandbox_core::audit::AuditDecision;
 use sandbox_core::host::HostName;
 use sandbox_core::policy::{Approval, Approver, Attempt, Decision, Policy, Question};
 use sandbox_proxy::{Resolver, Rules};
@@ -162,6 +163,135 @@ async fn odd_and_local_targets_are_refused_under_the_open_preset() {
         let refused = answer.starts_with("HTTP/1.1 403") || answer.starts_with("HTTP/1.1 400");
         assert!(refused, "{target} {answer}");
     }
+}
+
+#[tokio::test]
+async fn text_that_is_no_host_name_is_refused_wherever_it_stands() {
+    let running = Running::start(|builder| builder.policy(Arc::new(Rules::open()))).await;
+    let long_label = format!("{}.test", "a".repeat(64));
+    let long_name = format!("{}test", "a.".repeat(128));
+    for host in [
+        // Odd forms of 127.0.0.1, and near them.
+        "0x7f000001",
+        "0x7f.0x0.0x0.0x1",
+        "017700000001",
+        "127.0.1",
+        "127.0.0.1.",
+        "127.0.0.0x1",
+        "0",
+        "1.2.3.4.5",
+        "256.256.256.256",
+        "[::127.0.0.1",
+        "[::1%25lo]",
+        "[fe80::1%25eth0]",
+        "[::ffff:0x7f.1]",
+        // No labels, or labels that are none.
+        ".",
+        "..",
+        ".evil.test",
+        "evil..test",
+        "evil.test..",
+        "xn--.test",
+        "xn--a.test",
+        "xn--0.test",
+        "xn--99999999999.test",
+        "evil_%2etest",
+        "evil%00.test",
+        "evil\\test",
+        &long_label,
+        &long_name,
+    ] {
+        let answer = running.connect(&format!("{host}:443")).await.unwrap_err();
+        let refused = answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.1 403");
+        assert!(refused, "{host} {answer}");
+        let plain = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = running.raw(plain).await;
+        let refused = answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.1 403");
+        assert!(refused, "{host} {answer}");
+    }
+    assert!(
+        running
+            .events
+            .all()
+            .iter()
+            .all(|event| event.decision == AuditDecision::Denied)
+    );
+}
+
+#[tokio::test]
+async fn look_alikes_are_other_names_and_spellings_the_same() {
+    let running = Running::start(|builder| {
+        builder.policy(Arc::new(Rules::new().deny("bücher.test").level(-1).allow("**")))
+    })
+    .await;
+    // As A-label in any case; clients send names as ASCII, and bytes that are none are refused by the parser.
+    for target in [
+        "xn--bcher-kva.test:443",
+        "XN--BCHER-KVA.test:443",
+        "Xn--Bcher-Kva.TEST.:443",
+    ] {
+        let answer = running.connect(target).await.unwrap_err();
+        assert!(
+            answer.contains("deny bücher.test") || answer.contains("deny b\\u00fccher.test"),
+            "{target} {answer}"
+        );
+    }
+    // Cyrillic а and о: other names than the ones they look like, and not matched by their rules.
+    let strict = Running::start(|builder| builder.policy(Arc::new(Rules::new().allow("apple.test")))).await;
+    for target in ["xn--pple-43d.test:443", "xn--80ak6aa92e.test:443"] {
+        let answer = strict.connect(target).await.unwrap_err();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{target} {answer}");
+    }
+    for bytes in [
+        "CONNECT \u{430}pple.test:443 HTTP/1.1\r\n\r\n",
+        "CONNECT b\u{fc}cher.test:443 HTTP/1.1\r\n\r\n",
+    ] {
+        let answer = running.raw(bytes).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn rule_without_a_port_opens_no_other() {
+    let resolver = Scripted::default();
+    let asked = Arc::clone(&resolver.asked);
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("good.test")))
+            .resolver(resolver)
+    })
+    .await;
+    for port in [1, 22, 25, 80, 444, 8443, 9999, 65535] {
+        let answer = running.connect(&format!("good.test:{port}")).await.unwrap_err();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{port} {answer}");
+    }
+    assert_eq!(asked.load(Relaxed), 0);
+}
+
+#[tokio::test]
+async fn empty_rules_allow_nothing() {
+    for rules in [Rules::new(), Rules::locked_down(), "# nothing".parse().unwrap()] {
+        let running = Running::start(|builder| builder.policy(Arc::new(rules))).await;
+        let answer = running.connect("example.com:443").await.unwrap_err();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn rules_with_a_mistake_stop_the_start_and_allow_nothing() {
+    let rules = Rules::open().allow("not a rule");
+    let built = sandbox_proxy::Proxy::builder("one".parse().unwrap())
+        .policy(Arc::new(rules.clone()))
+        .build();
+    assert!(built.is_err());
+    let verdict = rules.decide(&Attempt {
+        sandbox: &"one".parse().unwrap(),
+        host: &"example.com".parse().unwrap(),
+        port: 443,
+        scheme: sandbox_core::policy::Scheme::Tunnel,
+        request: None,
+    });
+    assert_eq!(verdict.verdict, sandbox_core::policy::Verdict::Deny);
 }
 
 #[tokio::test]
