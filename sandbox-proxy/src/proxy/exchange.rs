@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -106,6 +107,7 @@ async fn exchange(
     if websocket.is_some() {
         message::set_websocket(&mut parts.headers);
     }
+    let is_managed = service.is_some();
     let mut body = RequestBody::new(incoming, Arc::clone(record), service);
     if let Some(signing) = to_sign {
         body = signing
@@ -119,13 +121,17 @@ async fn exchange(
         None => Offer::Any,
     };
     let request = Request::from_parts(parts, body);
-    let (response, mut checkin) = send(inner, route, &target, request, offer).await?;
+    let (mut response, mut checkin) = send(inner, route, &target, request, offer).await?;
     if route.forward.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
         return Err(chain::refused(response.status()));
     }
     if is_alone || message::signs_connection_in(response.headers()) && defence::holds("pool-sign-in") {
         // Closed when the response has ended.
         checkin = None;
+    }
+    if is_managed && defence::holds("set-cookie") {
+        // A session is a credential, too, and the client's cookies do not go to this host.
+        response.headers_mut().remove(SET_COOKIE);
     }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match websocket {

@@ -17,6 +17,7 @@ use super::issued::Tokens;
 use super::placeholder::PlaceholderTag;
 use super::sign::{self, SignError, Signing};
 use super::{ClientCredential, Service, places};
+use crate::defence::holds;
 use crate::scrub::Secrets;
 
 /// Requests of one sandbox for which a service's source is asked at a time; others wait. Protects what a source takes of
@@ -146,6 +147,7 @@ impl Bound {
         let asked = poll_fn(
             |cx| match catch_unwind(AssertUnwindSafe(|| fetched.as_mut().poll(cx))) {
                 Ok(polled) => polled.map(Some),
+                Err(panic) if !holds("source-panics") => std::panic::resume_unwind(panic),
                 Err(_) => std::task::Poll::Ready(None),
             },
         );

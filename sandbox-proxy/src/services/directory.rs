@@ -1,7 +1,7 @@
 //! Which service a request belongs to. Hosts are found by hash, through their parents for wildcards, so the cost does
 //! not grow with the number of services.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sandbox_core::host::{Host, HostName};
@@ -15,9 +15,10 @@ use crate::defence::holds;
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     bounds: Vec<Arc<Bound>>,
-    entries: HashMap<Hosts, Vec<Entry>>,
-    /// Bases of wildcards, so that most names need one look-up per label and no allocation.
-    bases: HashSet<Box<str>>,
+    exact: HashMap<Host, Vec<Entry>>,
+    /// By the name below which they are.
+    children: HashMap<Box<str>, Vec<Entry>>,
+    descendants: HashMap<Box<str>, Vec<Entry>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,14 +52,12 @@ impl Directory {
         let mut directory = Self::default();
         for (bound, value) in bounds.into_iter().enumerate() {
             for (endpoint, place) in value.service.endpoints.iter().enumerate() {
-                let entries = directory.entries.entry(place.hosts.clone()).or_default();
-                let other = entries
-                    .iter()
-                    .find(|entry| entry.port == place.port && entry.bound != bound)
-                    .and_then(|entry| directory.bounds.get(entry.bound));
-                if let Some(other) = other {
+                let entries = directory.entries(&place.hosts);
+                let is_other = |entry: &&Entry| entry.port == place.port && entry.bound != bound;
+                if let Some(other) = entries.iter().find(is_other).map(|entry| entry.bound) {
+                    let first = directory.bounds.get(other);
                     return Err(Conflict {
-                        first: other.service.name().to_owned(),
+                        first: first.map_or("", |bound| bound.service.name()).to_owned(),
                         second: value.service.name().to_owned(),
                         host: format!("{}:{}", place.hosts, place.port),
                     });
@@ -69,9 +68,6 @@ impl Directory {
                     port: place.port,
                     plain_http: value.service.plain_http,
                 });
-                if let Hosts::Children(base) | Hosts::Descendants(base) = &place.hosts {
-                    directory.bases.insert(base.as_str().into());
-                }
             }
             directory.bounds.push(Arc::new(value));
         }
@@ -156,25 +152,23 @@ impl Directory {
 
     /// The entries whose pattern has this host, the most specific pattern first.
     fn candidates<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a Vec<Entry>> {
-        let exact = self.entries.get(&Hosts::Exact(host.clone()));
         let name = host.name().map_or("", HostName::as_str);
         let parents = name
             .match_indices('.')
             .filter_map(move |(dot, _)| name.get(dot + 1..));
         let wild = parents.enumerate().flat_map(move |(depth, parent)| {
-            let base = self
-                .bases
-                .contains(parent)
-                .then(|| parent.parse::<HostName>().ok())
-                .flatten();
-            let child = base.clone().filter(|_| depth == 0).map(Hosts::Children);
-            let descendant = base.map(Hosts::Descendants);
-            [child, descendant]
-                .into_iter()
-                .flatten()
-                .filter_map(|hosts| self.entries.get(&hosts))
+            let child = self.children.get(parent).filter(|_| depth == 0);
+            child.into_iter().chain(self.descendants.get(parent))
         });
-        exact.into_iter().chain(wild)
+        self.exact.get(host).into_iter().chain(wild)
+    }
+
+    fn entries(&mut self, hosts: &Hosts) -> &mut Vec<Entry> {
+        match hosts {
+            Hosts::Exact(host) => self.exact.entry(host.clone()).or_default(),
+            Hosts::Children(base) => self.children.entry(base.as_str().into()).or_default(),
+            Hosts::Descendants(base) => self.descendants.entry(base.as_str().into()).or_default(),
+        }
     }
 }
 

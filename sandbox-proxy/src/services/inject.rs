@@ -162,7 +162,10 @@ pub(crate) fn replace(
         }
         (Credential::Bearer(secret), _) => set_header(parts, &AUTHORIZATION, "Bearer ", secret, service),
         (Credential::Header { name, value }, _) => match HeaderName::try_from(name.as_str()) {
-            Ok(name) if !is_owned_by_proxy(&name) => set_header(parts, &name, "", value, service),
+            Ok(name) if !is_owned_by_proxy(&name) => {
+                places::strip_header(&mut parts.headers, &name);
+                set_header(parts, &name, "", value, service)
+            }
             _ => Err(InjectError::Form(service.name.clone())),
         },
         (Credential::Basic { username, password }, _) => {

@@ -1,7 +1,8 @@
 //! The places of a request in which clients send credentials to a service, and what stands there.
 
 use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -25,6 +26,12 @@ const OVERRIDES: [HeaderName; 8] = [
     HeaderName::from_static("x-original-url"),
     HeaderName::from_static("x-rewrite-url"),
 ];
+
+/// As servers read Basic: padding or none.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Headers that frame a message or are for the proxy itself: a credential there would break it.
 pub(crate) fn is_owned_by_proxy(name: &HeaderName) -> bool {
@@ -117,11 +124,25 @@ fn credential_in<'a>(protocol: &'a str, service: &Service) -> Option<&'a str> {
 /// Whether a header is one in which clients send credentials. Servers behind CGI and its heirs (RFC 3875 §4.1.18)
 /// cannot tell `x_api_key` from `x-api-key`.
 pub(super) fn is_place(name: &HeaderName, service: &Service) -> bool {
-    service.stripped_headers.iter().any(|place| {
-        let alike = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
-        place.as_str().len() == name.as_str().len()
-            && name.as_str().bytes().zip(place.as_str().bytes()).all(alike)
-    })
+    service.stripped_headers.iter().any(|place| is_like(name, place))
+}
+
+fn is_like(name: &HeaderName, place: &HeaderName) -> bool {
+    let alike = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    place.as_str().len() == name.as_str().len()
+        && name.as_str().bytes().zip(place.as_str().bytes()).all(alike)
+}
+
+/// Takes out a header however it is spelled: the source of a credential chose it, so that the service does not know it.
+pub(super) fn strip_header(headers: &mut HeaderMap, place: &HeaderName) {
+    let alike: Vec<_> = headers
+        .keys()
+        .filter(|name| is_like(name, place))
+        .cloned()
+        .collect();
+    for name in alike {
+        headers.remove(name);
+    }
 }
 
 /// Whether anything but a placeholder stands where credentials go.
@@ -165,7 +186,7 @@ pub(super) fn find(value: &[u8], service: &Service) -> Option<Found> {
     let (scheme, rest) = text.split_once(' ')?;
     let rest = rest.trim();
     if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = Zeroizing::new(BASE64_STANDARD.decode(rest).ok()?);
+        let decoded = Zeroizing::new(LENIENT.decode(rest).ok()?);
         let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
         return if service.is_placeholder(password) {
             Some(Found::Password(user.to_owned()))

@@ -620,7 +620,8 @@ fn placeholders_are_known_bare_after_a_scheme_and_in_both_halves_of_basic() {
         "bearer  holder",
     ]
     .map(str::to_owned);
-    let halves = ["user:holder", "holder:", "holder:x-oauth-basic"].map(basic);
+    let mut halves = ["user:holder", "holder:", "holder:x-oauth-basic"].map(basic);
+    halves[0] = halves[0].trim_end_matches('=').to_owned();
     for value in fine.iter().chain(&halves) {
         let mut parts = request("/", &[("authorization", value)]);
         assert_eq!(
@@ -735,6 +736,27 @@ fn only_a_lone_bearer_token_passes_to_a_registry_that_issued_it() {
         assert_eq!(to(&mut parts), Injected::NotIssued, "{headers:?}");
         assert!(parts.headers.is_empty(), "{headers:?}");
     }
+}
+
+#[test]
+fn header_that_a_source_chooses_is_alone_too() {
+    let managed = managed(&Service::custom("x").bearer("api.test"), "api.test").unwrap();
+    let mut parts = request(
+        "/",
+        &[
+            ("x_own_key", "mine"),
+            ("X-Own-Key", "mine"),
+            ("x-own_key", "mine"),
+        ],
+    );
+    let credential = Credential::Header {
+        name: "X-Own-Key".to_owned(),
+        value: "managed".to_owned().into(),
+    };
+    let endpoint = managed.endpoint("/").unwrap();
+    inject::replace(&mut parts, &managed.bound.service, endpoint, &credential).unwrap();
+    assert_eq!(parts.headers.len(), 1);
+    assert_eq!(parts.headers["x-own-key"], "managed");
 }
 
 #[test]

@@ -318,6 +318,34 @@ async fn clients_own_credentials_in_trailers_do_not_arrive() {
 }
 
 #[tokio::test]
+async fn sessions_that_a_credential_opens_stay_on_the_host() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let managed = Running::managed(&upstream).await;
+    assert!(
+        !managed
+            .get(&at, "/session")
+            .await
+            .headers()
+            .contains_key("set-cookie")
+    );
+    // Where the client uses its own credential, sessions are its own, too.
+    let service = Service::custom("api")
+        .bearer(&at)
+        .client_credential(ClientCredential::Pass);
+    let own = start(&upstream, service).await;
+    let mut client = own.h1(&at).await;
+    let request = get(
+        &at,
+        "/session",
+        &[("authorization", "Bearer mine"), ("cookie", "a=b")],
+    );
+    let response = send(&mut client, request).await;
+    assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
+    assert_eq!(upstream.last().headers["cookie"], "a=b");
+}
+
+#[tokio::test]
 async fn record_says_why_there_is_a_credential_or_none() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let plain = Upstream::plain().await;

@@ -237,6 +237,15 @@ async fn handle(
             answer.headers_mut().insert("location", location.parse().unwrap());
             answer
         }
+        "/session" => {
+            let mut answer = full("");
+            for cookie in ["session=1", "other=2"] {
+                answer
+                    .headers_mut()
+                    .append("set-cookie", HeaderValue::from_static(cookie));
+            }
+            answer
+        }
         "/redirect-to" => {
             let mut answer = full("");
             *answer.status_mut() = StatusCode::FOUND;
