@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::message;
 use super::pool::Checkin;
 use crate::audit::record::Record;
 use crate::scrub::Scrubber;
@@ -90,8 +91,11 @@ impl RequestBody {
         let mut frame = ready!(Pin::new(incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame {
             record.add_out(frame.data_ref().map_or(0, Bytes::len));
-            if let (Some(trailers), Some(bound)) = (frame.trailers_mut(), service) {
-                places::strip_trailers(trailers, &bound.service);
+            if let Some(trailers) = frame.trailers_mut() {
+                message::clean_trailers(trailers);
+                if let Some(bound) = service {
+                    places::strip_trailers(trailers, &bound.service);
+                }
             }
         }
         Poll::Ready(frame)

@@ -249,8 +249,8 @@ fn unsigned(error: SignError) -> Refusal {
     }
 }
 
-/// Writes down why a request has a credential or none.
-fn explain(route: &Route, record: &Record, why: &Explanation) {
+/// Writes down why a request, or a tunnel that is not read, has a credential or none.
+pub(super) fn explain(route: &Route, record: &Record, why: &Explanation) {
     tracing::debug!(target: "sandbox_proxy::credentials", host = %route.host, port = route.port, %why);
     record.credential_reason(&why.to_string());
 }

@@ -135,6 +135,9 @@ async fn connect(
     let route = Route::new(inner, host, port, tls, admission)?;
     // Where requests decide, nothing is resolved or dialled before one of them is allowed.
     let waits = route.admission.inspect && defence::holds("inspect-before-dial");
+    if let Some(managed) = route.service.as_ref().filter(|_| !route.is_read()) {
+        exchange::explain(&route, record, &managed.explain(""));
+    }
     let upstream = if !tls || waits || (route.is_read() && route.target.speaks_h2().is_some()) {
         None
     } else {

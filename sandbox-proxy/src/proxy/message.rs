@@ -115,6 +115,17 @@ pub(crate) fn clean_request(parts: &mut Parts) {
     }
 }
 
+/// Takes out of a request's trailers what belongs to the connection, to the proxy, or to the head of a message, where a
+/// receiver that merges them would take it for true (RFC 9110 §6.5.1).
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    if holds("trailer-fields") {
+        clean(trailers);
+        for name in [HOST, CONTENT_LENGTH, EXPECT] {
+            trailers.remove(name);
+        }
+    }
+}
+
 /// Asks upstream for a response that can be scrubbed: if asked, a `whole` one, and compressed only if it may be
 /// (`compressed`) and in codings that can be read. A client that fetches an echo in pieces of its choice would cut the
 /// secret where nobody recognises it; servers may always answer with the whole.

@@ -64,15 +64,12 @@ pub(crate) fn strip(headers: &mut HeaderMap, service: &Service) {
     strip_protocols(headers, service);
 }
 
-/// Takes out of a request's trailers what must not be there: the client's credentials, and what a receiver that merges
-/// trailers into headers would take for more (RFC 9110 §6.5.1).
+/// Takes out of a request's trailers what a receiver that merges them into headers would take for the client's
+/// credential, or for another host (RFC 9110 §6.5.1).
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap, service: &Service) {
     if holds("client-credential-trailers") {
         strip(trailers, service);
         strip_overrides(trailers);
-        for name in [HOST, PROXY_AUTHORIZATION] {
-            trailers.remove(name);
-        }
     }
 }
 

@@ -156,6 +156,35 @@ async fn placeholder_at_another_host_stays_one() {
 }
 
 #[tokio::test]
+async fn another_port_of_a_services_host_is_an_opaque_tunnel_and_its_record_says_so() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let second = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::start(|builder| {
+        let rules =
+            [&upstream, &second].map(|upstream| format!("{} special-ranges", upstream.at("api.test")));
+        with_credential(allowed(builder, &upstream), &upstream).policy(Arc::new(
+            rules.iter().fold(Rules::new(), |all, rule| all.allow(rule)),
+        ))
+    })
+    .await;
+    let at = second.at("api.test");
+    let tunnel = running.connect(&at).await.unwrap();
+    let mut client = h1(tls(tunnel, &second.ca_pem, "api.test", &["http/1.1"])
+        .await
+        .unwrap())
+    .await;
+    send(&mut client, get(&at, "/", &[("x-api-key", "mine")])).await;
+    assert_eq!(second.last().headers["x-api-key"], "mine");
+    drop(client);
+    let event = running.events.wait(|event| event.port == second.port()).await;
+    let reason = event.credential_reason.unwrap();
+    assert!(
+        reason.contains("on other ports only") && reason.ends_with(&upstream.port().to_string()),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
 async fn secret_does_not_follow_a_redirect_to_another_host() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let (at, other) = (upstream.at("api.test"), upstream.at("other.test"));
@@ -306,6 +335,9 @@ async fn clients_own_credentials_in_trailers_do_not_arrive() {
         "proxy-authorization",
     ] {
         trailers.insert(http::HeaderName::from_static(name), "mine".parse().unwrap());
+    }
+    for name in ["proxy-authorization", "host", "content-length"] {
+        trailers.insert(http::HeaderName::from_static(name), "1".parse().unwrap());
     }
     trailers.insert("x-checksum", "1".parse().unwrap());
     let request = Request::post(format!("https://{at}/body")).header("te", "trailers");
