@@ -169,7 +169,10 @@ async fn headers_that_clients_act_on_show_no_secret_however_long_they_are() {
         let response = send(&mut client, request).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let stars = "*".repeat(SECRET.len());
-        assert_eq!(response.headers()["set-cookie"], format!("k={stars}; Path=/"));
+        assert!(
+            !response.headers().contains_key("set-cookie"),
+            "sessions stay on the host"
+        );
         assert!(
             response.headers()["x-long"]
                 .to_str()
