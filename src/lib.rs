@@ -17,6 +17,8 @@ mod workspace;
 mod documentation {
     #[doc = include_str!("../docs/artefacts.md")]
     mod artefacts {}
+    #[doc = include_str!("../docs/audit.md")]
+    mod audit {}
     #[doc = include_str!("../docs/backends.md")]
     mod backends {}
     #[doc = include_str!("../docs/credentials.md")]
@@ -40,6 +42,7 @@ pub use sandbox_core::size::Size;
 pub use sandbox_kvm::{KvmBackend, KvmImages};
 pub use sandbox_proxy as proxy;
 pub use sandbox_proxy::{
-    ChangeError, ClientCredential, Explanation, JsonLines, Rules, Service, UpstreamProxy, sources,
+    AuditKey, AuditLog, ChangeError, ClientCredential, Explanation, JsonLines, Rules, Service, UpstreamProxy,
+    sources,
 };
 pub use workspace::WorkspaceError;

@@ -54,7 +54,7 @@ pub mod sources;
 pub mod tls;
 mod upstream_proxy;
 
-pub use audit::JsonLines;
+pub use audit::{AuditKey, AuditLog, JsonLines};
 pub use dns::Dns;
 pub use policy::{RuleError, Rules};
 pub use proxy::{ChangeError, MissingCredential, Proxy, ProxyBuilder, ProxyError};

@@ -62,6 +62,7 @@ async fn exchange(
     after: Option<&AfterSlot>,
     record: &Arc<Record>,
 ) -> Result<Response<ResponseBody>, Refusal> {
+    inner.check_records()?;
     let permit = Arc::clone(&inner.requests)
         .try_acquire_owned()
         .map_err(|_| Refusal::busy("the sandbox has too many requests open"))?;

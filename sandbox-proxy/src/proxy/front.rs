@@ -32,7 +32,7 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
         Box::pin(http1::serve(stream, answer)).await
     };
     if let Err(error) = served {
-        note_malformed(&inner, &error);
+        note_malformed(&inner, None, &error);
     }
     match slot.take() {
         Some(After::Tunnel {
@@ -68,10 +68,13 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
     }
 }
 
-/// A head that could not be parsed is an attempt, too; nobody knows at what.
-pub(crate) fn note_malformed(inner: &Inner, error: &hyper::Error) {
+/// A head that could not be parsed is an attempt, too; at what is known in a tunnel alone.
+pub(crate) fn note_malformed(inner: &Inner, route: Option<&Route>, error: &hyper::Error) {
     if error.is_parse() || error.is_timeout() {
         let record = Record::start(&inner.hub, &inner.sandbox);
+        if let Some(route) = route {
+            record.target(route.host.to_string(), route.port);
+        }
         record.denied("", &format!("malformed request: {error}"));
     }
 }

@@ -42,6 +42,15 @@ impl Admission {
 }
 
 impl Inner {
+    /// Whether what happens can be recorded, where nothing must happen without.
+    pub(super) fn check_records(&self) -> Result<(), Refusal> {
+        if self.hub.is_ready() {
+            Ok(())
+        } else {
+            Err(Refusal::unrecorded())
+        }
+    }
+
     /// Whether the sandbox may do this.
     pub(super) async fn admit(
         &self,
@@ -50,12 +59,7 @@ impl Inner {
         scheme: Scheme,
         request: Option<RequestLine<'_>>,
     ) -> Result<Admission, Refusal> {
-        if !self.hub.is_ready() {
-            return Err(Refusal::denied(
-                AUDIT_FAILS,
-                "attempts cannot be recorded now, so nothing is allowed; the host's operator must see to it",
-            ));
-        }
+        self.check_records()?;
         // The defence is that nothing stands here: a look-up before the decision carries data out.
         if !defence::holds("name-before-look-up")
             && let Host::Name(name) = host

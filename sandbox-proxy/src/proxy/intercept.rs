@@ -99,7 +99,7 @@ where
 {
     let slot = AfterSlot::default();
     let served = {
-        let (inner, slot) = (Arc::clone(&inner), slot.clone());
+        let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
         let answer = move |request| {
             tunnel.silence();
             let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
@@ -108,7 +108,7 @@ where
         Box::pin(http1::serve(stream, answer)).await
     };
     if let Err(error) = served {
-        front::note_malformed(&inner, &error);
+        front::note_malformed(&inner, Some(&route), &error);
     }
     if let Some(After::WebSocket {
         client,

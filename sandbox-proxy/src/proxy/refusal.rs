@@ -11,6 +11,7 @@ use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::body::ResponseBody;
+use super::gate::AUDIT_FAILS;
 
 /// The header of RFC 9209.
 const PROXY_STATUS: &str = "proxy-status";
@@ -71,6 +72,22 @@ impl Refusal {
         Self {
             rule,
             ..Self::new(StatusCode::FORBIDDEN, "destination_ip_prohibited", detail, true)
+        }
+    }
+
+    /// Nothing may happen that cannot be recorded.
+    pub(crate) fn unrecorded() -> Self {
+        let detail =
+            "attempts cannot be recorded now, so nothing is allowed: the audit log fails on the host";
+        Self {
+            rule: Some(AUDIT_FAILS.to_owned()),
+            is_final: false,
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "proxy_internal_error",
+                detail,
+                true,
+            )
         }
     }
 
