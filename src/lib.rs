@@ -23,6 +23,8 @@ mod documentation {
     mod backends {}
     #[doc = include_str!("../docs/credentials.md")]
     mod credentials {}
+    #[doc = include_str!("../docs/network.md")]
+    mod network {}
     #[doc = include_str!("../docs/policy.md")]
     mod policy {}
     #[doc = include_str!("../docs/workspace.md")]

@@ -7,6 +7,8 @@ use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
+use crate::defence;
+
 /// Bytes of a message; stubs send some hundred at most. Bounds what parsing costs.
 pub(super) const MAX_QUERY_BYTES: usize = 4096;
 /// Bytes of the header (RFC 1035 §4.1.1).
@@ -56,7 +58,7 @@ pub(super) fn respond(
     };
     let [id_high, id_low, flags, ..] = *header;
     // An answer to a response could be answered again, without end.
-    if flags & 0x80 != 0 {
+    if flags & 0x80 != 0 && defence::holds("dns-answers-no-answers") {
         return Vec::new();
     }
     let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
@@ -70,15 +72,17 @@ pub(super) fn respond(
     if op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
     }
-    if query.len() > MAX_QUERY_BYTES {
+    if query.len() > MAX_QUERY_BYTES && defence::holds("dns-query-size") {
         return refuse(ResponseCode::FormErr);
     }
     let Ok(query) = Message::from_vec(query) else {
         return refuse(ResponseCode::FormErr);
     };
     // Nobody sends more, and no two servers agree on what it would mean (RFC 9619).
-    let [question] = &query.queries[..] else {
-        return refuse(ResponseCode::FormErr);
+    let question = match &query.queries[..] {
+        [question] => question,
+        [question, ..] if !defence::holds("dns-one-question") => question,
+        _ => return refuse(ResponseCode::FormErr),
     };
     let mut reply = Reply::to(&query, question);
     reply.fill(question, find);

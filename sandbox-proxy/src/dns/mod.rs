@@ -170,13 +170,13 @@ fn host_name(name: &Name) -> Option<HostName> {
     let mut text = String::with_capacity(name.len());
     for label in name.iter() {
         let is_fine = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if !label.iter().all(is_fine) {
+        if !label.iter().all(is_fine) && defence::holds("dns-host-names") {
             return None;
         }
         if !text.is_empty() {
             text.push('.');
         }
-        text.extend(label.iter().map(|b| char::from(b.to_ascii_lowercase())));
+        text.push_str(&String::from_utf8_lossy(label).to_ascii_lowercase());
     }
     text.parse().ok()
 }

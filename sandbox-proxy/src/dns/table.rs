@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sandbox_core::host::HostName;
 
+use crate::defence;
+
 /// The network of synthetic IPv4 addresses and its prefix length: set aside for benchmarks of networks (RFC 2544), so no
 /// host is there, and the proxy refuses to dial it.
 pub const SYNTHETIC_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
@@ -82,6 +84,7 @@ impl Table {
 
     fn add(&mut self, name: HostName) -> u32 {
         if self.by_offset.len() >= MAX_NAMES
+            && defence::holds("dns-table-size")
             && let Some((_, oldest)) = self.by_use.pop_first()
             && let Some(gone) = self.by_offset.remove(&oldest)
         {

@@ -54,6 +54,12 @@ impl Clients {
                     .with_safe_default_protocol_versions()?
                     .with_root_certificates(roots.clone())
                     .with_no_client_auth();
+                #[cfg(feature = "mutants")]
+                if !crate::defence::holds("upstream-certificate") {
+                    config
+                        .dangerous()
+                        .set_certificate_verifier(Arc::new(mutant::Any(Arc::clone(&self.provider))));
+                }
                 config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
                 Ok::<_, rustls::Error>(Arc::new(config))
             };
@@ -86,4 +92,54 @@ pub(crate) fn parse_roots(bytes: &[u8]) -> Option<Vec<CertificateDer<'static>>> 
     };
     let (taken, ignored) = RootCertStore::empty().add_parsable_certificates(roots.iter().cloned());
     (taken > 0 && ignored == 0).then_some(roots)
+}
+
+/// What upstream's certificate is worth without the defence.
+#[cfg(feature = "mutants")]
+mod mutant {
+    use std::sync::Arc;
+
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::CryptoProvider;
+    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+    use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+    /// Takes any certificate.
+    #[derive(Debug)]
+    pub(super) struct Any(pub(super) Arc<CryptoProvider>);
+
+    impl ServerCertVerifier for Any {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
 }

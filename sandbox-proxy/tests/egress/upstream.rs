@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use sandbox_core::host::HostName;
-use sandbox_proxy::{ProxyBuilder, Resolver, Rules, UpstreamProxy};
+use sandbox_proxy::{ClientCredential, ProxyBuilder, Resolver, Rules, Service, UpstreamProxy, sources};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -77,7 +78,7 @@ async fn hosts_at_one_address_with_one_certificate_share_no_connection() {
     let running = Running::start(|builder| {
         let rule = |name: &str| format!("{} special-ranges", upstream.at(name));
         let rules = Rules::new().allow(&rule("api.test")).allow(&rule("other.test"));
-        let service = sandbox_proxy::Service::custom("both")
+        let service = Service::custom("both")
             .header(&upstream.at("api.test"), "x-api-key")
             .header(&upstream.at("other.test"), "x-api-key");
         builder
@@ -85,13 +86,88 @@ async fn hosts_at_one_address_with_one_certificate_share_no_connection() {
             .resolve("api.test".parse().unwrap(), vec![LOCAL])
             .resolve("other.test".parse().unwrap(), vec![LOCAL])
             .extra_root(upstream.ca_pem.clone())
-            .credential(service, Arc::new(sandbox_proxy::sources::Static::new(SECRET)))
+            .credential(service, Arc::new(sources::Static::new(SECRET)))
     })
     .await;
     for name in ["api.test", "other.test", "api.test", "other.test"] {
         assert_eq!(running.get(&upstream.at(name), "/").await.status(), 200);
     }
     assert_eq!(upstream.connections(), 2, "one for each host, used twice");
+}
+
+#[tokio::test]
+async fn what_was_vetted_is_dialled_without_a_second_look_up() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let elsewhere = TcpListener::bind(("127.0.0.2", upstream.port())).await.unwrap();
+    let turns = Turns::new(vec![vec![LOCAL], vec!["127.0.0.2".parse().unwrap()]]);
+    let asked = Arc::clone(&turns.asked);
+    let running = Running::start(|builder| {
+        let rule = format!("{} special-ranges", upstream.at("api.test"));
+        let rules = Rules::new().allow(&rule).deny("127.0.0.2");
+        builder.policy(Arc::new(rules)).resolver(turns)
+    })
+    .await;
+    assert!(running.connect(&upstream.at("api.test")).await.is_ok());
+    assert_eq!((asked.load(Relaxed), upstream.connections()), (1, 1));
+    // The second answer counts for the second attempt, and is vetted.
+    let answer = running.connect(&upstream.at("api.test")).await.unwrap_err();
+    assert!(answer.contains("destination_ip_prohibited"), "{answer}");
+    let came = tokio::time::timeout(std::time::Duration::from_millis(50), elsewhere.accept()).await;
+    assert!(came.is_err());
+}
+
+/// Another answer each time.
+#[derive(Debug)]
+struct Turns {
+    answers: Vec<Vec<IpAddr>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Turns {
+    fn new(answers: Vec<Vec<IpAddr>>) -> Self {
+        Self {
+            answers,
+            asked: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Resolver for Turns {
+    async fn lookup(&self, _name: &HostName) -> io::Result<Vec<IpAddr>> {
+        let turn = self.asked.fetch_add(1, Relaxed);
+        let answer = self.answers.get(turn).cloned();
+        answer.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+#[tokio::test]
+async fn own_credentials_of_the_client_go_out_on_other_connections_than_the_services() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::start(|builder| {
+        let service = Service::custom("api")
+            .header(&upstream.at("api.test"), "x-api-key")
+            .client_credential(ClientCredential::Pass);
+        allowed(builder, &upstream).credential(service, Arc::new(sources::Static::new(SECRET)))
+    })
+    .await;
+    let target = upstream.at("api.test");
+    let mut client = running.h1(&target).await;
+    for (own, expected) in [
+        (None, SECRET),
+        (Some("mine"), "mine"),
+        (None, SECRET),
+        (Some("mine"), "mine"),
+    ] {
+        let mut request = Request::get("/").header("host", &target);
+        if let Some(own) = own {
+            request = request.header("x-api-key", own);
+        }
+        let response = send(&mut client, request.body(Full::default()).unwrap()).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(upstream.last().headers["x-api-key"], expected);
+    }
+    assert_eq!(upstream.connections(), 2, "one for each, used twice");
 }
 
 #[tokio::test]
@@ -431,6 +507,41 @@ async fn exceptions_and_fixed_answers_are_reached_directly_and_vetted() {
     assert!(heads.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn socks_proxy_is_asked_by_name() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // RFC 1928 §3, §4 and §6.
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut greeting = [0; 3];
+        stream.read_exact(&mut greeting).await.unwrap();
+        stream.write_all(b"\x05\x00").await.unwrap();
+        let mut request = vec![0; 5];
+        stream.read_exact(&mut request).await.unwrap();
+        let mut rest = vec![0; usize::from(request[4]) + 2];
+        stream.read_exact(&mut rest).await.unwrap();
+        // What the target says first comes along with the answer.
+        stream
+            .write_all(b"\x05\x00\x00\x01\0\0\0\0\x00\x00220 first")
+            .await
+            .unwrap();
+        (greeting, request, rest)
+    });
+    let socks = UpstreamProxy::socks5(&address.to_string()).unwrap();
+    let running = Running::start(|builder| through(builder, &upstream, socks).0).await;
+    let mut tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+    let mut first = [0; 9];
+    tunnel.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"220 first");
+    let (greeting, request, rest) = serving.await.unwrap();
+    assert_eq!(greeting, *b"\x05\x01\x00");
+    assert_eq!(request[..4], *b"\x05\x01\x00\x03", "connect, by name");
+    let port = upstream.port().to_be_bytes();
+    assert_eq!(rest, [&b"api.test"[..], &port].concat());
+}
+
 /// microsocks on a port of its own choice, with a login or without.
 async fn microsocks(login: Option<(&str, &str)>) -> (tokio::process::Child, SocketAddr) {
     let free = TcpListener::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap();
@@ -455,7 +566,7 @@ async fn microsocks(login: Option<(&str, &str)>) -> (tokio::process::Child, Sock
 }
 
 #[tokio::test]
-async fn socks_proxy_is_asked_by_name_with_its_login() {
+async fn real_socks_proxy_wants_its_login() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let (_child, address) = microsocks(Some(("builder", PASSWORD))).await;
     let socks = UpstreamProxy::socks5(&address.to_string()).unwrap();
@@ -463,30 +574,6 @@ async fn socks_proxy_is_asked_by_name_with_its_login() {
         .clone()
         .login("builder", PASSWORD.to_owned().into())
         .unwrap();
-    // The only name that resolves everywhere; it counts as one of the proxy's network.
-    let running = async |proxy: UpstreamProxy, rule: String| {
-        Running::start(|builder| {
-            through(builder, &upstream, proxy)
-                .0
-                .policy(Arc::new(Rules::new().allow(&rule)))
-        })
-        .await
-    };
-    let name = "localhost.localdomain";
-    let open = running(login.clone(), format!("{} special-ranges", upstream.at(name))).await;
-    let told = open.connect(&upstream.at(name)).await;
-    match told {
-        Ok(tunnel) => {
-            let error = tls(tunnel, &upstream.ca_pem, name, &[]).await.unwrap_err();
-            assert!(
-                error.to_string().contains("certificate"),
-                "upstream answers: {error}"
-            );
-        }
-        // Where the host does not know the name, the proxy is who says so.
-        Err(told) => assert!(told.contains("the host's upstream proxy"), "{told}"),
-    }
-    // An address needs no look-up, so it is certain to arrive.
     let here = Running::start(|builder| {
         let rule = format!("{} special-ranges", upstream.at("api.test"));
         through(builder, &upstream, login.clone().resolve_here())
@@ -506,7 +593,7 @@ async fn socks_proxy_is_asked_by_name_with_its_login() {
     );
     let wrong = socks.clone().login("builder", "wrong".to_owned().into()).unwrap();
     for proxy in [socks, wrong] {
-        let running = running(proxy, upstream.at("api.test")).await;
+        let running = Running::start(|builder| through(builder, &upstream, proxy).0).await;
         let told = running.connect(&upstream.at("api.test")).await.unwrap_err();
         assert!(told.contains("error=proxy_configuration_error"), "{told}");
         assert!(!told.contains("wrong"), "{told}");
