@@ -1,255 +1,215 @@
-//! What the proxy costs: the same requests to the same HTTPS upstream direct, through an opaque tunnel, and
-//! intercepted with a credential injected and scrubbed. Also as a guest sees it.
+//! What the proxy costs, beside going there directly and beside other proxies that intercept: requests per second,
+//! latency, throughput, processor time, memory. Also as a guest sees it.
+//!
+//! The program is the load. It starts itself as the upstream and as our proxy, and the rivals with the configurations
+//! in `benches/rivals/`: everything that is measured is a process of its own on the second processor, load and
+//! upstream share the first.
 
 #[path = "support/report.rs"]
 mod report;
+#[path = "support/proxy/mod.rs"]
+mod support;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use criterion::Criterion;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use report::Report;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use sandbox::core::SandboxId;
-use sandbox::{KvmBackend, Rules, Sandbox, Service, Size, sources};
-use sandbox_proxy::Proxy;
-use stand_in::StandIn;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Runtime;
-use tokio_rustls::TlsConnector;
+use support::load::Ports;
+use support::subjects::{ALL, Run};
+use support::{Result, cases, guest, idle, ours, process, upstream};
+use tokio::runtime;
 
-/// Name of the upstream.
-const HOST: &str = "api.example.com";
-const KEY: &str = "sk-bench-0123456789abcdef";
-/// Body of a throughput request.
-const LARGE: usize = 64 << 20;
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some(role @ ("upstream" | "ours-tunnel" | "ours-intercept")) => serve(role, &arguments),
+        // Whatever cargo says: there is one thing to do.
+        _ => measure(),
+    }
+}
 
-fn main() {
-    println!("host: {:?} virtualisation", KvmBackend::virtualisation());
-    let runtime = Runtime::new().expect("a runtime");
+/// One of the processes that this program is, too: role, processor, directory, ports.
+fn serve(role: &str, arguments: &[String]) -> Result<()> {
+    let place = arguments.get(1).ok_or("no processor")?.parse()?;
+    let directory = PathBuf::from(arguments.get(2).ok_or("no directory")?);
+    let ports: Vec<u16> = arguments
+        .iter()
+        .skip(3)
+        .map(|port| port.parse())
+        .collect::<std::result::Result<_, _>>()?;
+    // Before the runtime counts processors.
+    let _stays = process::Placement::on(place)?;
+    match (role, ports.as_slice()) {
+        ("upstream", [h1, h2, stranger]) => runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(upstream::serve(
+                &directory,
+                Ports {
+                    h1: *h1,
+                    h2: *h2,
+                    stranger: *stranger,
+                },
+            )),
+        (_, [own, upstream @ ..]) => runtime::Runtime::new()?.block_on(ours::serve(
+            &directory,
+            *own,
+            upstream,
+            role == "ours-intercept",
+        )),
+        _ => Err("ports are missing".into()),
+    }
+}
+
+fn measure() -> Result<()> {
+    println!("{}", cases::machine());
+    process::raise_descriptors();
     let mut report = Report::new("proxy");
-    let mut criterion = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(5))
-        .configure_from_args();
-    let api = runtime.block_on(StandIn::start(HOST, KEY)).expect("an upstream");
-    let upstream = SocketAddr::from((api.ip(), api.port()));
-    let host = format!("{HOST}:{}", api.port());
-    let (tunnel, _) = runtime.block_on(proxy(&api, false));
-    let (intercept, authority) = runtime.block_on(proxy(&api, true));
-
-    for (subject, via, root) in [
-        ("direct", None, api.root_pem()),
-        ("ours-tunnel", Some(tunnel), api.root_pem()),
-        ("ours-intercept", Some(intercept), authority),
-    ] {
-        let mut sender = runtime.block_on(connect(upstream, via, &root));
-        criterion
-            .benchmark_group("small-request")
-            .bench_function(subject, |bencher| {
-                bencher.iter(|| {
-                    assert_eq!(
-                        runtime.block_on(get(&mut sender, &host, "/small")).0,
-                        StatusCode::OK
-                    )
-                });
-            });
-        criterion
-            .benchmark_group("large-response")
-            .bench_function(subject, |bencher| {
-                let path = format!("/bytes/{LARGE}");
-                bencher.iter(|| assert_eq!(runtime.block_on(get(&mut sender, &host, &path)).1, LARGE));
-            });
-        report.add_criterion(subject, "small-request", "latency");
-        report.add_criterion(subject, "large-response", "time");
-        if let Some(time) = report.value(subject, "large-response", "time") {
-            report.add(
-                subject,
-                "large-response",
-                "throughput",
-                "MiB/s",
-                (LARGE >> 20) as f64 / time * 1000.0,
-            );
+    let placement = process::Placement::on(process::LOAD_CPU)?;
+    let run = Run::start()?;
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(compare(&run, &mut report))?;
+    placement.undo()?;
+    if is_asked_for(ONLY_CASES, "guest") {
+        let seen = runtime::Runtime::new()?.block_on(guest::from_inside(&run, &mut report));
+        if let Err(error) = seen {
+            println!("no figures from inside a guest: {error}");
         }
-        compare(&mut report, subject);
     }
-    criterion.final_summary();
-    runtime.block_on(from_inside(&api, &mut report));
+    budgets(&mut report);
     report.finish();
+    Ok(())
 }
 
-fn compare(report: &mut Report, subject: &str) {
-    for (case, metric, name) in [
-        ("small-request", "latency", "latency ratio"),
-        ("large-response", "throughput", "speed ratio"),
-    ] {
-        if let (Some(own), Some(direct)) = (
-            report.value(subject, case, metric),
-            report.value("direct", case, metric),
-        ) {
-            report.add(subject, case, name, "x direct", own / direct);
-        }
+/// For profiling: only these subjects or cases, named with commas between them.
+const ONLY_SUBJECTS: &str = "SANDBOX_BENCH_SUBJECTS";
+const ONLY_CASES: &str = "SANDBOX_BENCH_CASES";
+
+fn is_asked_for(variable: &str, name: &str) -> bool {
+    std::env::var(variable).map_or(true, |names| names.split(',').any(|asked| asked == name))
+}
+
+async fn compare(run: &Run, report: &mut Report) -> Result<()> {
+    let names: Vec<_> = ALL
+        .into_iter()
+        .filter(|name| is_asked_for(ONLY_SUBJECTS, name))
+        .collect();
+    let is_case = |name| is_asked_for(ONLY_CASES, name);
+    let mut subjects = Vec::new();
+    for name in &names {
+        subjects.extend(run.subject(name)?);
+    }
+    cases::check(run, &subjects).await?;
+    if is_case("small-h1") {
+        cases::rates_h1(run, &subjects, report).await?;
+    }
+    if is_case("small-h2") {
+        cases::rates_h2(run, &subjects, report).await?;
+    }
+    if is_case("latency-h1") {
+        cases::latencies(run, &subjects, report).await?;
+    }
+    if is_case("download-h1") {
+        cases::downloads(run, &subjects, false, report).await?;
+    }
+    if is_case("download-h2") {
+        cases::downloads(run, &subjects, true, report).await?;
+    }
+    drop(subjects);
+    if is_case("idle") {
+        idle::tunnels(run, &names, report).await?;
+    }
+    Ok(())
+}
+
+/// A budget of the design: a subject's row against another's, or against a number.
+struct Budget {
+    subject: &'static str,
+    case: &'static str,
+    metric: &'static str,
+    against: Option<&'static str>,
+    bound: f64,
+    is_most: bool,
+}
+
+const fn budget(
+    subject: &'static str,
+    (case, metric): (&'static str, &'static str),
+    against: Option<&'static str>,
+    (bound, is_most): (f64, bool),
+) -> Budget {
+    Budget {
+        subject,
+        case,
+        metric,
+        against,
+        bound,
+        is_most,
     }
 }
 
-/// A proxy on a TCP port, with or without a credential for the upstream, and its authority's certificate.
-async fn proxy(api: &StandIn, intercept: bool) -> (SocketAddr, String) {
-    let id: SandboxId = "bench".parse().expect("a name");
-    let target = format!("{HOST}:{}", api.port());
-    let mut builder = Proxy::builder(id)
-        .policy(Arc::new(
-            Rules::locked_down().allow(&format!("{target} special-ranges")),
-        ))
-        .resolve(HOST.parse().expect("a host"), vec![api.ip()])
-        .extra_root(api.root_pem());
-    if intercept {
-        let service = Service::custom("bench").header(&target, "x-api-key");
-        builder = builder.credential(service, Arc::new(sources::Static::new(KEY)));
-    }
-    let proxy = builder.build().unwrap_or_else(|e| panic!("{e}"));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let (address, authority) = (
-        listener.local_addr().expect("an address"),
-        proxy.ca_pem().expect("an authority"),
+const RATE: (&str, &str) = ("small-h1", "rate");
+const BUDGETS: [Budget; 6] = [
+    budget(
+        "ours-tunnel",
+        ("download-h1", "throughput"),
+        Some("direct"),
+        (0.9, false),
+    ),
+    budget("ours-intercept", RATE, Some("squid"), (1.5, false)),
+    budget("ours-intercept", RATE, Some("hudsucker"), (1.2, false)),
+    budget(
+        "ours-intercept",
+        ("latency-h1", "added p50"),
+        Some("squid"),
+        (0.5, true),
+    ),
+    budget(
+        "ours-tunnel",
+        ("idle-1000", "memory per tunnel"),
+        None,
+        (16.0, true),
+    ),
+    budget(
+        "ours-tunnel",
+        ("idle-8000", "memory per tunnel"),
+        None,
+        (16.0, true),
+    ),
+];
+
+/// Says which budgets were kept.
+fn budgets(report: &mut Report) {
+    println!(
+        "\n{:<16} {:<12} {:<18} {:<12} {:>8} {:>8}",
+        "budget of", "case", "metric", "against", "bound", "is"
     );
-    tokio::spawn(async move { proxy.listen(listener).await });
-    (address, authority)
-}
-
-/// A keep-alive HTTP/1.1 connection over TLS, direct or through a proxy.
-async fn connect(upstream: SocketAddr, via: Option<SocketAddr>, root_pem: &str) -> SendRequest<Empty<Bytes>> {
-    let mut stream = TcpStream::connect(via.unwrap_or(upstream))
-        .await
-        .expect("a connection");
-    stream.set_nodelay(true).expect("no delay");
-    if via.is_some() {
-        let ask = format!(
-            "CONNECT {HOST}:{port} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n",
-            port = upstream.port()
+    for budget in BUDGETS {
+        let Some(own) = report.value(budget.subject, budget.case, budget.metric) else {
+            continue;
+        };
+        let value = match budget.against {
+            None => own,
+            Some(other) => match report.value(other, budget.case, budget.metric) {
+                Some(other) => own / other,
+                None => continue,
+            },
+        };
+        let is_kept = if budget.is_most {
+            value <= budget.bound
+        } else {
+            value >= budget.bound
+        };
+        let sign = if budget.is_most { "<=" } else { ">=" };
+        println!(
+            "{:<16} {:<12} {:<18} {:<12} {sign}{:>6} {value:>8.2} {}",
+            budget.subject,
+            budget.case,
+            budget.metric,
+            budget.against.unwrap_or("KiB"),
+            budget.bound,
+            if is_kept { "kept" } else { "MISSED" }
         );
-        stream
-            .write_all(ask.as_bytes())
-            .await
-            .expect("the request is sent");
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(stream.read_u8().await.expect("an answer"));
-        }
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
-    }
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(root_pem.as_bytes()).expect("a certificate"))
-        .expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("protocol versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from(HOST).expect("a name");
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .expect("TLS");
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP");
-    tokio::spawn(connection);
-    sender
-}
-
-/// Status and length of a response, read to its end without keeping it.
-async fn get(sender: &mut SendRequest<Empty<Bytes>>, host: &str, path: &str) -> (StatusCode, usize) {
-    // The key that the upstream wants: direct and tunnelled requests bring it themselves.
-    let request = Request::get(path).header("host", host).header("x-api-key", KEY);
-    let request = request.body(Empty::new()).expect("a request");
-    sender.ready().await.expect("an open connection");
-    let response = sender.send_request(request).await.expect("a response");
-    let (status, mut body, mut length) = (response.status(), response.into_body(), 0);
-    while let Some(frame) = body.frame().await {
-        length += frame.expect("a whole body").data_ref().map_or(0, Bytes::len);
-    }
-    (status, length)
-}
-
-/// The same upstream as programs in a guest reach it: curl, with and without keep-alive.
-async fn from_inside(api: &StandIn, report: &mut Report) {
-    let workspace = tempfile::tempdir().expect("a directory");
-    let target = format!("{HOST}:{}", api.port());
-    for (subject, intercept) in [("guest-tunnel", false), ("guest-intercept", true)] {
-        let mut builder = Sandbox::builder()
-            .workspace(workspace.path())
-            .memory(Size::mib(256))
-            .policy(Rules::locked_down().allow(&format!("{target} special-ranges")))
-            .resolve(HOST, api.ip())
-            .trust(api.root_pem());
-        if intercept {
-            let service = Service::custom("bench").header(&target, "x-api-key");
-            builder = builder.credential(service, sources::Static::new(KEY));
-        }
-        let sandbox = builder.launch().await.unwrap_or_else(|e| panic!("{e}"));
-        // -k: a tunnelled guest does not know the upstream's root, and checks nothing less for the rest.
-        for (case, metric, unit, path, write_out) in [
-            (
-                "small-request",
-                "latency",
-                "ms",
-                "/small?[1-21]",
-                "%{time_total}\\n",
-            ),
-            (
-                "large-response",
-                "throughput",
-                "MiB/s",
-                "/bytes/8388608",
-                "%{speed_download}\\n",
-            ),
-        ] {
-            let url = format!("https://{target}{path}");
-            let curl = [
-                "-sk",
-                "-H",
-                "x-api-key: guest",
-                "-o",
-                "/dev/null",
-                "-w",
-                write_out,
-                &url,
-            ];
-            let output = sandbox
-                .command("curl")
-                .args(curl)
-                .output()
-                .await
-                .unwrap_or_else(|e| panic!("{e}"));
-            let mut values: Vec<f64> = output
-                .text()
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .collect();
-            // The first of several opens the connection.
-            if values.len() > 1 {
-                values.remove(0);
-            }
-            values.sort_by(f64::total_cmp);
-            let Some(median) = values.get(values.len() / 2) else {
-                continue;
-            };
-            let value = if unit == "ms" {
-                median * 1000.0
-            } else {
-                median / f64::from(1 << 20)
-            };
-            report.add(subject, case, metric, unit, value);
-        }
-        sandbox.kill().await;
     }
 }

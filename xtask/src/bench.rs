@@ -1,6 +1,12 @@
 //! `cargo xtask bench`: runs the benchmarks and says on which kind of host.
 
-use std::{path::Path, process::ExitCode};
+mod chart;
+mod rivals;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use sandbox_artifacts::{Kind, build::Builder};
 
@@ -17,6 +23,13 @@ const BENCHES: [&str; 4] = ["boot", "policy", "proxy", "scrub"];
 
 /// Opens what a benchmark needs and nobody else does.
 const FEATURES: [&str; 2] = ["--features", "bench-scrub"];
+
+/// Where results go.
+const RESULTS: &str = "target/bench";
+
+/// The picture of the proxy's figures that the README shows, and one that lacks a subject.
+const PICTURE: &str = "docs/images/proxy.svg";
+const PARTIAL_PICTURE: &str = "target/bench/proxy.svg";
 
 pub(crate) fn run(terminal: &Terminal, name: Option<&str>, emulated: bool) -> Result<ExitCode, TaskError> {
     let names: Vec<&str> = match name {
@@ -46,7 +59,7 @@ pub(crate) fn run(terminal: &Terminal, name: Option<&str>, emulated: bool) -> Re
         let code = if kind == HostKind::Emulated {
             in_emulated_host(terminal, name)?
         } else {
-            here(name, kind)?
+            here(terminal, name, kind)?
         };
         all_well &= code == 0;
     }
@@ -57,17 +70,44 @@ pub(crate) fn run(terminal: &Terminal, name: Option<&str>, emulated: bool) -> Re
     })
 }
 
-fn here(name: &str, kind: HostKind) -> Result<u8, TaskError> {
+fn here(terminal: &Terminal, name: &str, kind: HostKind) -> Result<u8, TaskError> {
+    let results = std::env::current_dir()
+        .map_err(TaskError::file("find", "."))?
+        .join(RESULTS);
     let mut bench = cargo();
     bench
         .args(["bench", "--quiet", "--package", "sandbox", "--bench", name])
         .args(FEATURES)
-        .env("SANDBOX_HOST_KIND", kind.name());
+        .env("SANDBOX_HOST_KIND", kind.name())
+        .env("SANDBOX_BENCH_DIR", &results);
+    if name == "proxy" {
+        bench.envs(rivals::set_up(terminal));
+    }
     let status = bench.status().map_err(TaskError::start("cargo"))?;
+    if name == "proxy" && status.success() {
+        picture(&results.join("proxy.json"))?;
+    }
     Ok(status
         .code()
         .and_then(|code| u8::try_from(code).ok())
         .unwrap_or(1))
+}
+
+/// Draws what was measured.
+fn picture(rows: &Path) -> Result<(), TaskError> {
+    let text = std::fs::read(rows).map_err(TaskError::file("read", rows))?;
+    let rows = serde_json::from_slice(&text).unwrap_or_default();
+    let path = PathBuf::from(if chart::is_complete(&rows) {
+        PICTURE
+    } else {
+        PARTIAL_PICTURE
+    });
+    if let (Some(svg), Some(directory)) = (chart::draw(&rows), path.parent()) {
+        std::fs::create_dir_all(directory).map_err(TaskError::file("create", directory))?;
+        std::fs::write(&path, svg).map_err(TaskError::file("write", &path))?;
+        println!("drawn as {}", path.display());
+    }
+    Ok(())
 }
 
 fn in_emulated_host(terminal: &Terminal, name: &str) -> Result<u8, TaskError> {
@@ -87,7 +127,7 @@ fn in_emulated_host(terminal: &Terminal, name: &str) -> Result<u8, TaskError> {
     let Some(program) = program else {
         return Err(TaskError::Cargo { what: what.join(" ") });
     };
-    let results = Path::new("target/bench");
+    let results = Path::new(RESULTS);
     std::fs::create_dir_all(results).map_err(TaskError::file("create", results))?;
     let mut host = Host::set_up(terminal)?;
     host.out = Some(results.to_owned());

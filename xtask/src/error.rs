@@ -29,6 +29,9 @@ pub(crate) enum TaskError {
         #[source]
         source: io::Error,
     },
+    /// A proxy to measure against cannot be had.
+    #[error("{why}")]
+    Rival { why: String },
     /// The name of a benchmark is unknown.
     #[error("there is no benchmark {name:?}; there are: {known}")]
     NoSuchBench { name: String, known: String },
