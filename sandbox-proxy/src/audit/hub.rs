@@ -52,6 +52,11 @@ impl Hub {
         self.live.subscribe()
     }
 
+    /// Whether anybody would take an event now.
+    pub(super) fn is_heard(&self) -> bool {
+        !self.all.is_empty() || !self.counted.is_empty() || self.live.receiver_count() > 0
+    }
+
     /// Whether every sink says that attempts may be allowed. A sink that panics says nothing, which is no.
     pub(crate) fn is_ready(&self) -> bool {
         let mut sinks = self.all.iter().chain(&self.counted);

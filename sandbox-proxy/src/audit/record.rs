@@ -173,7 +173,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if *self.silent.get_mut() {
+        if *self.silent.get_mut() || !self.hub.is_heard() {
             return;
         }
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);

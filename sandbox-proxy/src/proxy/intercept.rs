@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
+use super::bulk::{Ahead, Whole};
 use super::http1::{self, After, AfterSlot};
 use super::io::{Client, Dialled, Prefixed, ScopedExecutor};
 use super::refusal::Refusal;
@@ -62,7 +63,7 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let client = Prefixed::new(hello.seen, client);
+    let client = Ahead::new(Prefixed::new(hello.seen, client));
     let stream = match timeout_at(deadline, TlsAcceptor::from(config).accept(client)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -75,6 +76,7 @@ pub(crate) async fn serve(
         }
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Whole::new(stream);
     if h2 {
         let Some(_place) = place else {
             Refusal::busy("the sandbox has too many HTTP/2 connections open").tell(&record);

@@ -162,6 +162,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
     }
 }
 
+pub(super) use write_through;
+
 write_through!([S: AsyncWrite + Unpin] Prefixed<S>);
 
 /// A connection to upstream, with its place among the sandbox's.

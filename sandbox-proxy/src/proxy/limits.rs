@@ -8,11 +8,12 @@
 //! | what | how much | `n` = 128 | `n` = 1024 |
 //! |---|---|---|---|
 //! | buffers of HTTP/1.1 or of tunnels, both sides and directions | `n` × 4 × 64 KiB | 32 MiB | 256 MiB |
+//! | what is read ahead of TLS, both sides | `n` × 2 × [`AHEAD_BYTES`] | 8 MiB | 64 MiB |
 //! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 32 MiB | 32 MiB |
 //! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
 //! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 32 MiB | 32 MiB |
 //! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 64 MiB | 64 MiB |
-//! | together | | 224 MiB | 448 MiB |
+//! | together | | 232 MiB | 512 MiB |
 //!
 //! A guest that behaves holds next to nothing: buffers grow with what is under way.
 
@@ -87,3 +88,6 @@ pub(crate) const POOL_PER_TARGET: usize = 32;
 pub(crate) const POOL_TARGETS: usize = 256;
 /// How much is copied at once in a tunnel. Taken only while bytes are on their way.
 pub(crate) const COPY_BYTES: usize = 64 << 10;
+/// How much more than one TLS record is read at once from a peer that sends a lot. Taken only while bytes are on their
+/// way.
+pub(crate) const AHEAD_BYTES: usize = 32 << 10;

@@ -7,6 +7,7 @@ mod body;
 mod builder;
 mod chain;
 mod dial;
+mod bulk;
 mod exchange;
 mod front;
 mod gate;

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Inner;
 use super::dial::race;
+use super::bulk::{Ahead, Whole};
 use super::io::{Dialled, is_out_of_descriptors};
 use super::limits;
 use super::pool::Sender;
@@ -135,7 +136,7 @@ impl Inner {
             None => &configs.h1,
         };
         let name = server_name(&route.host).map_err(|error| tls_fault(&error))?;
-        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, Ahead::new(stream));
         let stream = match timeout(limits::HANDSHAKE_TIME, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(tls_failed(&error)),
@@ -146,7 +147,9 @@ impl Inner {
                 ));
             }
         };
-        match place.filter(|_| stream.get_ref().1.alpn_protocol() == Some(b"h2")) {
+        let place = place.filter(|_| stream.get_ref().1.alpn_protocol() == Some(b"h2"));
+        let stream = Whole::new(stream);
+        match place {
             Some(place) => self.speak_h2(stream, place).await,
             None => self.speak_h1(stream).await,
         }
