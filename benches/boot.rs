@@ -6,8 +6,6 @@
 
 #[path = "support/bare_kvm.rs"]
 mod bare_kvm;
-#[path = "support/criterion.rs"]
-mod criterion_rows;
 #[path = "support/elf.rs"]
 mod elf;
 #[path = "support/report.rs"]

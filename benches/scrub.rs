@@ -1,8 +1,6 @@
 //! What scrubbing costs: a body in pieces of 16 KiB through the scrubber alone, against copying it and against an
 //! Aho-Corasick automaton over the same forms. Also what compressed bodies cost, and a new key.
 
-#[path = "support/criterion.rs"]
-mod criterion_rows;
 #[path = "support/report.rs"]
 mod report;
 

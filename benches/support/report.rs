@@ -37,6 +37,22 @@ impl Report {
         });
     }
 
+    /// Adds the median that criterion has just measured for `group/function`, in milliseconds.
+    #[allow(dead_code, reason = "not every benchmark is criterion's")]
+    pub fn add_criterion(&mut self, subject: &str, case: &str, metric: &'static str) {
+        let file = criterion_directory()
+            .join(case)
+            .join(subject)
+            .join("new/estimates.json");
+        match median_nanoseconds(&file) {
+            Some(nanoseconds) => self.add(subject, case, metric, "ms", nanoseconds / 1e6),
+            None => eprintln!(
+                "no estimate in {}: was the benchmark filtered out?",
+                file.display()
+            ),
+        }
+    }
+
     /// The value of a row, for ratios within one run.
     pub fn value(&self, subject: &str, case: &str, metric: &str) -> Option<f64> {
         let same = |row: &&Row| row.subject == subject && row.case == case && row.metric == metric;
@@ -77,10 +93,20 @@ impl Report {
     }
 }
 
-/// Cargo's directory for what it makes.
-pub fn target() -> PathBuf {
+fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
         PathBuf::from,
     )
+}
+
+#[allow(dead_code, reason = "as its caller")]
+fn criterion_directory() -> PathBuf {
+    std::env::var_os("CRITERION_HOME").map_or_else(|| target().join("criterion"), PathBuf::from)
+}
+
+#[allow(dead_code, reason = "as its caller")]
+fn median_nanoseconds(file: &Path) -> Option<f64> {
+    let estimates: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    estimates.get("median")?.get("point_estimate")?.as_f64()
 }

@@ -5,9 +5,9 @@
 mod asking;
 mod body;
 mod builder;
+mod bulk;
 mod chain;
 mod dial;
-mod bulk;
 mod exchange;
 mod front;
 mod gate;

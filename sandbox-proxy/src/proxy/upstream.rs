@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::Inner;
-use super::dial::race;
 use super::bulk::{Ahead, Whole};
+use super::dial::race;
 use super::io::{Dialled, is_out_of_descriptors};
 use super::limits;
 use super::pool::Sender;
