@@ -22,7 +22,8 @@ impl CredentialSource for TokenMint {
     async fn fetch(&self, request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
         let number = self.minted.fetch_add(1, Ordering::Relaxed);
         let token = format!("token-{}-for-{}", number, request.sandbox);
-        // Asked again for the next request. With `.until(time)`, it is kept until shortly before that.
+        // Asked again for the next request. With `.until(time)` here and `sources::Kept` around the source, it is kept
+        // until shortly before that.
         Ok(Issued::new(Credential::Bearer(token.into())))
     }
 }

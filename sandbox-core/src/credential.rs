@@ -75,8 +75,9 @@ impl Credential {
 pub struct Issued {
     /// The credential.
     pub credential: Credential,
-    /// When it ends; a source is asked again before. `None`: ask for every request, which is what makes a
-    /// rotated key act at once. Sources for which that is dear cache by themselves.
+    /// When it ends; whoever keeps it asks the source again before, and it is not sent after. `None`: not known, and
+    /// so never kept. The proxy itself keeps nothing, so that a rotated key acts at once: sources for which asking is
+    /// dear keep what they gave.
     pub expires: Option<SystemTime>,
     /// Secrets beside it that must not come back either, for instance the refresh token that it was got with.
     pub also_secret: Vec<SecretString>,

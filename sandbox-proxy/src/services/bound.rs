@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::request::Parts;
 use sandbox_core::SandboxId;
@@ -107,12 +108,20 @@ impl Bound {
 
     /// The credential of now.
     async fn issue(&self, target: (&Host, u16), sandbox: &SandboxId) -> Result<Issued, BoundError> {
-        self.fetch(sandbox, Some(target))
-            .await
-            .map_err(|cause| BoundError::Source {
-                service: self.service.name().to_owned(),
-                cause,
-            })
+        let has_ended = |issued: &Issued| {
+            !issued.outlasts(SystemTime::now(), Duration::ZERO) && holds("ended-credentials")
+        };
+        let cause = match self.fetch(sandbox, Some(target)).await {
+            Ok(issued) if has_ended(&issued) => CredentialError::Ended {
+                source_name: self.source.describe(),
+            },
+            Ok(issued) => return Ok(issued),
+            Err(cause) => cause,
+        };
+        Err(BoundError::Source {
+            service: self.service.name().to_owned(),
+            cause,
+        })
     }
 
     /// Whether a request keeps the signature that it has: one with other keys than the placeholders.

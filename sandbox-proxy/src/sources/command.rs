@@ -10,8 +10,9 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::shared::Shared;
+use super::shared::{Keep, Shared};
 use super::{MAX_SECRET_BYTES, issue};
+use crate::defence;
 
 /// Protects requests from a helper that hangs, for instance on a password prompt.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
@@ -32,7 +33,9 @@ pub struct Command {
 
 /// How a command failed. Its output is never repeated: it may hold the secret.
 #[derive(Debug, thiserror::Error)]
-enum CommandFailed {
+pub(super) enum CommandFailed {
+    #[error("it could not be run")]
+    Run(#[from] std::io::Error),
     #[error("it ended with {0}")]
     Status(std::process::ExitStatus),
     #[error("it did not end within 30 s")]
@@ -64,37 +67,46 @@ impl Command {
         Self { lifetime, ..self }
     }
 
-    async fn run(&self) -> Result<Issued, CredentialError> {
-        let mut child = tokio::process::Command::new(&self.program)
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| self.failed(error))?;
-        let mut text = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES + 1));
-        let limit = u64::try_from(MAX_SECRET_BYTES + 1).unwrap_or(u64::MAX);
-        if let Some(stdout) = child.stdout.take() {
-            stdout
-                .take(limit)
-                .read_to_end(&mut text)
-                .await
-                .map_err(|error| self.failed(error))?;
-        }
-        let status = child.wait().await.map_err(|error| self.failed(error))?;
-        if !status.success() {
-            return Err(self.failed(CommandFailed::Status(status)));
-        }
-        issue(self.describe(), text)
-    }
-
     fn failed(&self, cause: impl std::error::Error + Send + Sync + 'static) -> CredentialError {
         CredentialError::Failed {
             source_name: self.describe(),
             cause: Box::new(cause),
         }
     }
+}
+
+/// What a program prints, up to one byte more than `limit`.
+pub(super) async fn output(
+    program: &OsStr,
+    arguments: &[OsString],
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, CommandFailed> {
+    let run = async {
+        let mut child = tokio::process::Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut text = Zeroizing::new(Vec::with_capacity(limit.saturating_add(1)));
+        let bound = u64::try_from(limit.saturating_add(1)).unwrap_or(u64::MAX);
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(bound).read_to_end(&mut text).await?;
+        }
+        let status = child.wait().await?;
+        // One that prints on is ended by that.
+        if !status.success() && text.len() <= limit {
+            return Err(CommandFailed::Status(status));
+        }
+        Ok(text)
+    };
+    if !defence::holds("command-time-limit") {
+        return run.await;
+    }
+    timeout(RUN_LIMIT, run)
+        .await
+        .unwrap_or(Err(CommandFailed::TooSlow))
 }
 
 #[async_trait]
@@ -105,11 +117,14 @@ impl CredentialSource for Command {
 
     async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
         let run = async {
-            timeout(RUN_LIMIT, self.run())
-                .await
-                .unwrap_or_else(|_| Err(self.failed(CommandFailed::TooSlow)))
+            let text = output(&self.program, &self.arguments, MAX_SECRET_BYTES).await;
+            issue(self.describe(), text.map_err(|error| self.failed(error))?)
         };
-        self.shared.fetch(self.lifetime, run, || self.describe()).await
+        let keep = Keep {
+            lifetime: self.lifetime,
+            ..Keep::default()
+        };
+        self.shared.fetch(keep, run, || self.describe()).await
     }
 }
 

@@ -1,15 +1,29 @@
-//! Where credentials come from. Each source reads anew for every request, so a rotated key acts at once.
+//! Where credentials come from. Each source reads anew for every request, so a rotated key acts at once; what has an end
+//! and is dear to get (tokens, keys of a role) is kept until shortly before it.
 
+mod aws;
 mod command;
 mod env;
 mod file;
+mod first_of;
 mod fixed;
+mod http;
+mod kept;
+#[cfg(feature = "keyring")]
+mod keychain;
+mod oauth;
 mod shared;
 
+pub use aws::Aws;
 pub use command::Command;
 pub use env::Env;
 pub use file::File;
+pub use first_of::FirstOf;
 pub use fixed::Static;
+pub use kept::Kept;
+#[cfg(feature = "keyring")]
+pub use keychain::Keychain;
+pub use oauth::{OAuth2, OAuthError};
 
 use sandbox_core::credential::{CredentialError, Issued, SecretString};
 use zeroize::Zeroizing;

@@ -19,6 +19,7 @@ mod scrubbing;
 mod secrets;
 mod services;
 mod signing;
+mod sources;
 mod support;
 mod tunnels;
 mod upstream;

@@ -1,0 +1,183 @@
+//! One small request to a server of credentials, over TLS: no redirect is followed and no proxy used, and what comes back
+//! is bounded and wiped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use sandbox_core::host::Host;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use crate::defence;
+use crate::tls::client::{Clients, parse_roots, server_name};
+
+/// For the whole exchange: requests of the guest wait for it.
+const EXCHANGE_TIME: Duration = Duration::from_secs(20);
+/// Tokens have a few KiB; bounds what a server that has gone mad makes the host hold.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// Of an answer's head.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Why there is no answer. Holds nothing of what was sent or came back.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    #[error("its address is not one that starts with https:// and names a host")]
+    Address,
+    #[error("it is not reached over TLS: give an address that starts with https://")]
+    NotHttps,
+    #[error("a root certificate that was given is none")]
+    Root,
+    #[error("it could not be reached")]
+    Unreachable(#[from] io::Error),
+    #[error("it does not speak HTTP")]
+    Http(#[from] hyper::Error),
+    #[error("it did not answer within {} s", EXCHANGE_TIME.as_secs())]
+    TooSlow,
+    #[error("its answer is longer than {} KiB", MAX_ANSWER_BYTES >> 10)]
+    TooLong,
+}
+
+/// Which servers may be asked without TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Plain {
+    /// None.
+    #[default]
+    Never,
+    /// Those on this host.
+    Loopback,
+    /// Those of a cloud's machines and containers: on this host, or at an address of the link.
+    Link,
+}
+
+/// Sends requests.
+#[derive(Debug, Clone)]
+pub(super) struct Http {
+    clients: Arc<Clients>,
+    plain: Plain,
+}
+
+impl Http {
+    pub(super) fn new(roots: &[Vec<u8>], plain: Plain) -> Result<Self, HttpError> {
+        let mut parsed = Vec::new();
+        for root in roots {
+            parsed.extend(parse_roots(root).ok_or(HttpError::Root)?);
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        Ok(Self {
+            clients: Arc::new(Clients::new(provider, parsed)),
+            plain,
+        })
+    }
+
+    /// Sends a request to the address it has and gives the whole answer.
+    pub(super) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), HttpError> {
+        timeout(EXCHANGE_TIME, self.exchange(request))
+            .await
+            .unwrap_or(Err(HttpError::TooSlow))
+    }
+
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), HttpError> {
+        let uri = std::mem::take(request.uri_mut());
+        let authority = uri.authority().ok_or(HttpError::Address)?;
+        if authority.as_str().contains('@') {
+            return Err(HttpError::Address);
+        }
+        let host: Host = authority.host().parse().map_err(|_| HttpError::Address)?;
+        let is_tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(HttpError::Address),
+        };
+        let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        *request.uri_mut() = Uri::try_from(target).map_err(|_| HttpError::Address)?;
+        let value = HeaderValue::try_from(authority.as_str()).map_err(|_| HttpError::Address)?;
+        request.headers_mut().insert(HOST, value);
+        let mut addresses: Vec<SocketAddr> = match &host {
+            Host::Address(address) => vec![SocketAddr::new(*address, port)],
+            Host::Name(name) => tokio::net::lookup_host((name.as_str(), port)).await?.collect(),
+        };
+        if !is_tls && defence::holds("oauth-https-only") {
+            addresses.retain(|address| self.plain.allows(*address));
+            if addresses.is_empty() {
+                return Err(HttpError::NotHttps);
+            }
+        }
+        let stream = TcpStream::connect(addresses.as_slice()).await?;
+        if !is_tls {
+            return speak(stream, request).await;
+        }
+        let configs = self.clients.configs().await.map_err(io::Error::other)?;
+        let name = server_name(&host).map_err(io::Error::other)?;
+        let connector = TlsConnector::from(Arc::clone(&configs.h1));
+        speak(connector.connect(name, stream).await?, request).await
+    }
+}
+
+impl Plain {
+    fn allows(self, address: SocketAddr) -> bool {
+        let is_link = match address.ip() {
+            std::net::IpAddr::V4(address) => address.is_link_local(),
+            // Where AWS has the same servers.
+            std::net::IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x0ec2]),
+        };
+        match self {
+            Self::Never => false,
+            Self::Loopback => address.ip().is_loopback(),
+            Self::Link => address.ip().is_loopback() || is_link,
+        }
+    }
+}
+
+async fn speak<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Zeroizing<Vec<u8>>), HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if text.len() + data.len() > MAX_ANSWER_BYTES && defence::holds("source-answer-bound") {
+                return Err(HttpError::TooLong);
+            }
+            text.extend_from_slice(&data);
+        }
+        Ok((status, text))
+    };
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        ended = connection => match ended {
+            // The answer may have come whole before.
+            Ok(()) => exchange.await,
+            Err(error) => Err(error.into()),
+        },
+    }
+}
