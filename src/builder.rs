@@ -10,7 +10,7 @@ use sandbox_core::backend::{Access, Backend};
 use sandbox_core::credential::CredentialSource;
 use sandbox_core::policy::{Approver, Policy};
 use sandbox_core::size::Size;
-use sandbox_proxy::{Resolver, Service, UpstreamProxy};
+use sandbox_proxy::{Limits, Resolver, Service, UpstreamProxy};
 
 use crate::error::LaunchError;
 use crate::sandbox::Sandbox;
@@ -38,6 +38,8 @@ pub struct SandboxBuilder {
     pub(crate) upstream_proxy: Option<UpstreamProxy>,
     pub(crate) roots: Vec<Vec<u8>>,
     pub(crate) audit: Vec<Arc<dyn AuditSink>>,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) limits: Limits,
     pub(crate) backend: Option<Arc<dyn Backend>>,
     pub(crate) start_timeout: Duration,
 }
@@ -61,6 +63,8 @@ impl SandboxBuilder {
             upstream_proxy: None,
             roots: Vec::new(),
             audit: Vec::new(),
+            max_connections: None,
+            limits: Limits::new(),
             backend: None,
             start_timeout: START_TIMEOUT,
         }
@@ -171,6 +175,20 @@ impl SandboxBuilder {
     /// Where a record of each attempt to get out goes; any number of sinks.
     pub fn audit(mut self, sink: impl AuditSink + 'static) -> Self {
         self.audit.push(Arc::new(sink));
+        self
+    }
+
+    /// How many streams out the sandbox may have open, and how many connections to upstream; at least one. By default
+    /// an eighth of the descriptors that this process may have open, at most 1024.
+    pub fn max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = Some(max_connections);
+        self
+    }
+
+    /// What the sandbox may take of the network: bytes in all, bytes per second, and of each host bytes, requests and
+    /// connections. Only the last is limited by default.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 

@@ -93,7 +93,11 @@ impl Plan {
         let (events, _) = broadcast::channel(events::BACKLOG);
         let mut proxy = Proxy::builder(id.clone())
             .policy(said.policy.unwrap_or_else(|| Arc::new(Rules::locked_down())))
+            .limits(said.limits)
             .audit(Arc::new(Attempts(events.clone())));
+        if let Some(max_connections) = said.max_connections {
+            proxy = proxy.max_connections(max_connections);
+        }
         for sink in said.audit {
             proxy = proxy.audit(sink);
         }

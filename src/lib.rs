@@ -25,6 +25,8 @@ mod documentation {
     mod credentials {}
     #[doc = include_str!("../docs/network.md")]
     mod network {}
+    #[doc = include_str!("../docs/egress.md")]
+    mod egress {}
     #[doc = include_str!("../docs/policy.md")]
     mod policy {}
     #[doc = include_str!("../docs/workspace.md")]
@@ -44,7 +46,7 @@ pub use sandbox_core::size::Size;
 pub use sandbox_kvm::{KvmBackend, KvmImages};
 pub use sandbox_proxy as proxy;
 pub use sandbox_proxy::{
-    AuditKey, AuditLog, ChangeError, ClientCredential, Explanation, JsonLines, Rules, Service, UpstreamProxy,
-    sources,
+    AuditKey, AuditLog, ChangeError, ClientCredential, Explanation, JsonLines, Limits, Rules, Service,
+    UpstreamProxy, sources,
 };
 pub use workspace::WorkspaceError;

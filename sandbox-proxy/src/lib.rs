@@ -57,7 +57,7 @@ mod upstream_proxy;
 pub use audit::{AuditKey, AuditLog, JsonLines};
 pub use dns::Dns;
 pub use policy::{RuleError, Rules};
-pub use proxy::{ChangeError, MissingCredential, Proxy, ProxyBuilder, ProxyError};
+pub use proxy::{ChangeError, Limits, MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;
 pub use services::{ClientCredential, Explanation, Service};
 pub use tls::Ca;

@@ -25,16 +25,25 @@ use crate::{
 const CORE: &str = "core";
 
 /// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
-const PEERS: [&str; 8] = [
+const PEERS: [&str; 11] = [
     "bind9-dnsutils",
     "curl",
+    "default-jdk-headless",
     "dropbear-bin",
     "git",
     "microsocks",
     "openssh-client",
+    "openssl",
     "python3",
     "python3-botocore",
+    "python3-venv",
 ];
+
+/// Makes the environment of peers that are Python packages, and Node. The tests run it, too, and find it done.
+const PEER_PACKAGES: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../sandbox-proxy/tests/egress/clients/set_up.sh"
+);
 
 /// Tests at once in the emulated host.
 const THREADS_EMULATED: &str = "2";
@@ -57,6 +66,7 @@ pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode,
     let kind = HostKind::of_this_machine();
     println!("This machine: {}.", kind.expect());
     ensure_installed(&PEERS, terminal)?;
+    peer_packages()?;
     Builder::new(terminal)?.ensure_all(&Kind::ALL)?;
 
     let mut rows = vec![
@@ -87,6 +97,19 @@ pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode,
         ));
     }
     Ok(report(&rows))
+}
+
+/// A failure is told by the tests that need them, with its cause.
+fn peer_packages() -> Result<(), TaskError> {
+    println!("Clients for the proxy, in an environment of their own:");
+    let status = Command::new("sh")
+        .arg(PEER_PACKAGES)
+        .status()
+        .map_err(TaskError::start("sh"))?;
+    if !status.success() {
+        eprintln!("{PEER_PACKAGES} failed");
+    }
+    Ok(())
 }
 
 fn report(rows: &[(&str, &str, Count)]) -> ExitCode {

@@ -374,6 +374,15 @@ impl Streamed {
     }
 }
 
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.record
+                .outcome("the client went away before the end of the response");
+        }
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
     type Error = ResponseError;

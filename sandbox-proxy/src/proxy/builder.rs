@@ -14,9 +14,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::asking::Asking;
+use super::meter::Meters;
 use super::pool::Pool;
 use super::quota::{Ledger, Quota};
-use super::{Inner, Proxy, limits};
+use super::{Inner, Limits, Proxy, limits};
 use crate::audit::Hub;
 use crate::dns;
 use crate::policy::Rules;
@@ -45,6 +46,7 @@ pub struct ProxyBuilder {
     roots: Vec<Vec<u8>>,
     sinks: Vec<Arc<dyn AuditSink>>,
     max_connections: Option<usize>,
+    limits: Limits,
 }
 
 /// A proxy that cannot be built as asked.
@@ -92,6 +94,7 @@ impl ProxyBuilder {
             roots: Vec::new(),
             sinks: Vec::new(),
             max_connections: None,
+            limits: Limits::new(),
         }
     }
 
@@ -183,6 +186,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// What the sandbox may take of the network: bytes, a rate, and of each host. See [`Limits`].
+    #[must_use]
+    pub fn limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
     /// The proxy, with a fresh certificate authority. Nothing is started or opened yet.
     ///
     /// # Errors
@@ -234,6 +243,7 @@ impl ProxyBuilder {
             h2_clients: Arc::new(Semaphore::new(limits::H2_CLIENTS)),
             h2_upstreams: Arc::new(Semaphore::new(limits::H2_UPSTREAMS)),
             decoding: Arc::new(Semaphore::new(coding::MEMORY_UNITS)),
+            meters: Meters::new(self.limits),
             closed: CancellationToken::new(),
         }))
     }

@@ -8,23 +8,23 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
-use super::http1::{After, AfterSlot};
+use super::http1::AfterSlot;
 use super::message::{self, Coded};
 use super::pool::{Checkin, Sender, Target};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
+use super::websocket::{self, Asked, Opened};
 use super::{chain, limits, pool};
 use crate::audit::record::Record;
-use crate::defence::{self, holds};
+use crate::defence::holds;
 use crate::scrub::coding::Decoder;
-use crate::scrub::{Framing, Messages, Scrubber};
+use crate::scrub::{Framing, Scrubber};
 use crate::services::bound::{Bound, BoundError, ToSign};
 use crate::services::inject::Injected;
 use crate::services::sign::SignError;
@@ -33,17 +33,24 @@ use crate::services::{CredentialReason, Explanation, issued};
 /// A connection that waited may have been closed by upstream meanwhile; then the next is tried.
 const SEND_ATTEMPTS: usize = 3;
 
-/// Answers a request on an admitted route. `after` is where a WebSocket goes on, on HTTP/1.1.
+/// Answers a request on an admitted route. `after` is where a WebSocket goes on.
 pub(crate) async fn answer(
     inner: &Arc<Inner>,
     route: &Arc<Route>,
     request: Request<Incoming>,
-    after: Option<&AfterSlot>,
+    after: &AfterSlot,
 ) -> Response<ResponseBody> {
     let record = Record::start(&inner.hub, &inner.sandbox);
     record.target(route.host.to_string(), route.port);
-    record.request(request.method().as_str(), Some(request.uri().path()));
+    // A WebSocket over HTTP/2 is asked for by CONNECT, and everywhere else by GET.
+    let method = if request.extensions().get::<hyper::ext::Protocol>().is_some() {
+        "GET"
+    } else {
+        request.method().as_str()
+    };
+    record.request(method, Some(request.uri().path()));
     record.allowed(&route.admission.rule);
+    let unanswered = Unanswered(Some(&record));
     let response = match exchange(inner, route, request, after, &record).await {
         Ok(response) => response,
         Err(refusal) => {
@@ -51,15 +58,33 @@ pub(crate) async fn answer(
             refusal.response(&route.shown())
         }
     };
+    unanswered.answered();
     record.status(response.status());
     response
+}
+
+/// Tells the record of a request whose client goes away before there is an answer.
+struct Unanswered<'a>(Option<&'a Record>);
+
+impl Unanswered<'_> {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = self.0 {
+            record.outcome("the client went away before the answer");
+        }
+    }
 }
 
 async fn exchange(
     inner: &Arc<Inner>,
     route: &Arc<Route>,
     mut request: Request<Incoming>,
-    after: Option<&AfterSlot>,
+    after: &AfterSlot,
     record: &Arc<Record>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     inner.check_records()?;
@@ -68,10 +93,15 @@ async fn exchange(
         .map_err(|_| Refusal::busy("the sandbox has too many requests open"))?;
     let client_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
+    let websocket = Asked::of(&mut parts, client_upgrade);
     parts.extensions.clear();
     message::check(&parts, route)?;
+    if websocket.is_some() {
+        websocket::check_body(&incoming)?;
+    }
+    inner.meters.request(&route.meter)?;
     let renewed;
-    let route = if route.admission.is_of(&inner.policy()) || !defence::holds("policy-for-open-streams") {
+    let route = if route.admission.is_of(&inner.policy()) || !holds("policy-for-open-streams") {
         route
     } else {
         // The tunnel was admitted under a policy that has been replaced since.
@@ -89,7 +119,6 @@ async fn exchange(
     } else {
         route
     };
-    let websocket = after.filter(|_| message::wants_websocket(&parts));
     message::clean_request(&mut parts);
     let (service, to_sign) = inject(inner, route, &mut parts, record).await?;
     let issuer = route
@@ -100,13 +129,10 @@ async fn exchange(
         None if route.service.is_some() => route.own_target(inner),
         _ => Arc::clone(&route.target),
     };
-    let is_alone = message::signs_connection_in(&parts.headers) && defence::holds("pool-sign-in");
+    let is_alone = message::signs_connection_in(&parts.headers) && holds("pool-sign-in");
     if route.scrubbing != Scrubbing::Never {
         let whole = route.scrubbing == Scrubbing::All;
         message::make_scrubbable(&mut parts.headers, whole, route.compressed);
-    }
-    if websocket.is_some() {
-        message::set_websocket(&mut parts.headers);
     }
     let is_managed = service.is_some();
     let mut body = RequestBody::new(incoming, Arc::clone(record), service);
@@ -116,37 +142,48 @@ async fn exchange(
             .await
             .map_err(unsigned)?;
     }
-    let offer = match websocket {
-        Some(_) => Offer::Http1,
-        None if is_alone => Offer::Alone,
-        None => Offer::Any,
-    };
     let request = Request::from_parts(parts, body);
+    if let Some(asked) = websocket {
+        return match asked.send(inner, route, &target, request).await? {
+            Opened::Switched(mut response) => {
+                keep_session(&mut response, is_managed);
+                Ok(asked.switch(inner, route, response, after, record, permit))
+            }
+            Opened::Declined(mut response, checkin) => {
+                keep_session(&mut response, is_managed);
+                let checkin = checkin.filter(|_| !is_alone);
+                pass(inner, route, response, checkin, record, permit)
+            }
+        };
+    }
+    let offer = if is_alone { Offer::Alone } else { Offer::Any };
     let (mut response, mut checkin) = send(inner, route, &target, request, offer).await?;
     if route.forward.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
         return Err(chain::refused(response.status()));
     }
-    if is_alone || message::signs_connection_in(response.headers()) && defence::holds("pool-sign-in") {
+    if is_alone || message::signs_connection_in(response.headers()) && holds("pool-sign-in") {
         // Closed when the response has ended.
         checkin = None;
     }
-    if is_managed && defence::holds("set-cookie") {
-        // A session is a credential, too, and the client's cookies do not go to this host.
-        response.headers_mut().remove(SET_COOKIE);
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return match websocket {
-            Some(after) => Ok(switch(inner, route, response, client_upgrade, after, record)),
-            None => Err(Refusal::upstream(
-                "http_protocol_error",
-                "upstream switched protocols unasked",
-            )),
-        };
+    keep_session(&mut response, is_managed);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && holds("unasked-upgrade") {
+        return Err(Refusal::upstream(
+            "http_protocol_error",
+            "upstream switched protocols unasked",
+        ));
     }
     let response = pass(inner, route, response, checkin, record, permit)?;
     match issuer {
         Some(bound) => note_tokens(&bound, response).await,
         None => Ok(response),
+    }
+}
+
+/// Keeps the session that a credential opened on the host: it is a credential, too, and the client's cookies do not go
+/// to this host.
+fn keep_session(response: &mut Response<Incoming>, is_managed: bool) {
+    if is_managed && holds("set-cookie") {
+        response.headers_mut().remove(SET_COOKIE);
     }
 }
 
@@ -288,7 +325,7 @@ async fn send(
                     target.put(pool::Sender::H2(h2.clone()));
                 }
                 (
-                    timeout(limits::RESPONSE_TIME, h2.try_send_request(request)).await,
+                    timeout(limits::RESPONSE_TIME, h2.requests.try_send_request(request)).await,
                     None,
                 )
             }
@@ -362,34 +399,6 @@ fn pass(
     }
     let body = Streamed::new(incoming, Arc::clone(record), decoder, scrubber, checkin, permit);
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
-}
-
-/// Answers a WebSocket's request; its bytes go on once the answer is out.
-fn switch(
-    inner: &Inner,
-    route: &Route,
-    mut response: Response<Incoming>,
-    client: OnUpgrade,
-    after: &AfterSlot,
-    record: &Arc<Record>,
-) -> Response<ResponseBody> {
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut parts, _) = response.into_parts();
-    parts.extensions.clear();
-    let mut scrubber = None;
-    if route.scrubbing != Scrubbing::Never {
-        inner.secrets.patterns().scrub_headers(&mut parts.headers);
-        scrubber = Some(Messages::new(Arc::clone(&inner.secrets)));
-    }
-    message::clean_response(&mut parts.headers);
-    message::set_websocket(&mut parts.headers);
-    after.set(After::WebSocket {
-        client,
-        upstream,
-        scrubber,
-        record: Arc::clone(record),
-    });
-    Response::from_parts(parts, ResponseBody::empty())
 }
 
 impl Refusal {

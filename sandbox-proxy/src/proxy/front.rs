@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
 use super::{Inner, exchange, intercept, tunnel};
 use crate::audit::record::Record;
-use crate::defence;
+use crate::defence::holds;
 
 /// The port on which a tunnel is read as plain HTTP.
 pub(super) const HTTP_PORT: u16 = 80;
@@ -63,7 +63,11 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
             upstream,
             scrubber,
             record,
-        }) => Box::pin(tunnel::serve_websocket(client, upstream, scrubber, record)).await,
+            permit,
+        }) => {
+            let _permit = permit;
+            Box::pin(tunnel::serve_websocket(client, upstream, scrubber, record)).await;
+        }
         None => {}
     }
 }
@@ -122,13 +126,14 @@ async fn connect(
     if let Some(header) = hosts.next() {
         // Many clients leave the port out; what they say must be true.
         let text = header.to_str().unwrap_or("");
-        if hosts.next().is_some() || parse_authority(text, Some(port))? != (host.clone(), port) {
+        let agrees = hosts.next().is_none() && parse_authority(text, Some(port))? == (host.clone(), port);
+        if !agrees && holds("connect-host-header") {
             return Err(Refusal::bad_request(
                 "the Host header differs from the target of CONNECT",
             ));
         }
     }
-    let (scheme, tls) = if port == HTTP_PORT {
+    let (scheme, tls) = if port == HTTP_PORT && holds("tls-on-plain-port") {
         (Scheme::Http, false)
     } else {
         (Scheme::Tunnel, true)
@@ -136,8 +141,14 @@ async fn connect(
     let admission = inner.admit(&host, port, scheme, None).await?;
     record.allowed(&admission.rule);
     let route = Route::new(inner, host, port, tls, admission)?;
+    if tls && !route.is_read() {
+        inner.meters.request(&route.meter)?;
+    } else {
+        // Its requests are counted.
+        inner.meters.check(&route.meter)?;
+    }
     // Where requests decide, nothing is resolved or dialled before one of them is allowed.
-    let waits = route.admission.inspect && defence::holds("inspect-before-dial");
+    let waits = route.admission.inspect && holds("inspect-before-dial");
     if let Some(managed) = route.service.as_ref().filter(|_| !route.is_read()) {
         exchange::explain(&route, record, &managed.explain(""));
     }
@@ -162,7 +173,7 @@ async fn fetch(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, (Refusal, Arc<Record>)> {
     match plain_route(inner, &request).await {
-        Ok(route) => Ok(exchange::answer(inner, &route, request, Some(slot)).await),
+        Ok(route) => Ok(exchange::answer(inner, &route, request, slot).await),
         Err((refusal, target)) => {
             let record = Record::start(&inner.hub, &inner.sandbox);
             record.request(request.method().as_str(), Some(request.uri().path()));
@@ -186,7 +197,7 @@ async fn plain_route(inner: &Inner, request: &Request<Incoming>) -> Result<Arc<R
     let (host, port) =
         parse_authority(authority.as_str(), Some(HTTP_PORT)).map_err(|refusal| (refusal, None))?;
     let target = Some((host.to_string(), port));
-    if scheme != "http" {
+    if scheme != "http" && holds("absolute-target-scheme") {
         let refusal = Refusal::bad_request("only http:// targets are fetched; use CONNECT for others");
         return Err((refusal, target));
     }

@@ -11,12 +11,14 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::ResponseBody;
 use super::io::Dialled;
 use super::limits;
 use super::route::Route;
 use crate::audit::record::Record;
+use crate::defence::holds;
 use crate::scrub::Messages;
 
 /// What a stream goes on as, after its last HTTP message.
@@ -35,6 +37,8 @@ pub(crate) enum After {
         upstream: OnUpgrade,
         scrubber: Option<Messages>,
         record: Arc<Record>,
+        /// It counts as a request as long as it is open.
+        permit: OwnedSemaphorePermit,
     },
 }
 
@@ -63,11 +67,13 @@ where
         let response = answer(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIME)
-        .max_buf_size(limits::HEAD_BYTES)
-        .auto_date_header(false)
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(holds("slow-head-timeout").then_some(limits::HEAD_TIME));
+    if holds("request-head-bytes") {
+        http.max_buf_size(limits::HEAD_BYTES);
+    }
+    http.auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,6 +19,7 @@ use super::route::Route;
 use super::upstream::Offer;
 use super::{Inner, exchange, front, limits, tunnel};
 use crate::audit::record::Record;
+use crate::defence::holds;
 use crate::tls::hello::{self, Start};
 
 /// Serves a tunnel whose requests are read.
@@ -105,7 +107,7 @@ where
         let answer = move |request| {
             tunnel.silence();
             let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
-            async move { exchange::answer(&inner, &route, request, Some(&slot)).await }
+            async move { exchange::answer(&inner, &route, request, &slot).await }
         };
         Box::pin(http1::serve(stream, answer)).await
     };
@@ -117,8 +119,10 @@ where
         upstream,
         scrubber,
         record,
+        permit,
     }) = slot.take()
     {
+        let _permit = permit;
         tunnel::serve_websocket(client, upstream, scrubber, record).await;
     }
 }
@@ -130,18 +134,41 @@ where
     let executor = ScopedExecutor::default();
     // Requests under way end with their connection, also when this future is dropped.
     let _scope = executor.guard();
+    let websockets = executor.clone();
     let service = service_fn(move |request| {
         tunnel.silence();
-        let (inner, route) = (Arc::clone(&inner), Arc::clone(&route));
-        async move { Ok::<_, std::convert::Infallible>(exchange::answer(&inner, &route, request, None).await) }
+        let (inner, route, websockets) = (Arc::clone(&inner), Arc::clone(&route), websockets.clone());
+        async move {
+            let slot = AfterSlot::default();
+            let response = exchange::answer(&inner, &route, request, &slot).await;
+            if let Some(After::WebSocket {
+                client,
+                upstream,
+                scrubber,
+                record,
+                permit,
+            }) = slot.take()
+            {
+                websockets.execute(async move {
+                    let _permit = permit;
+                    tunnel::serve_websocket(client, upstream, scrubber, record).await;
+                });
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let served = http2::Builder::new(executor)
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits::H2_STREAMS)
-        .max_header_list_size(limits::HEAD_BYTES_H2)
+        .max_concurrent_streams(holds("h2-streams").then_some(limits::H2_STREAMS))
+        .max_header_list_size(if holds("h2-head-bytes") {
+            limits::HEAD_BYTES_H2
+        } else {
+            u32::MAX
+        })
         .initial_stream_window_size(limits::H2_CLIENT_WINDOW)
         .initial_connection_window_size(limits::H2_CLIENT_CONNECTION_WINDOW)
         .max_send_buf_size(limits::H2_SEND_BUFFER)
+        .enable_connect_protocol()
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -153,6 +180,7 @@ where
 /// Tells a client whose stream is refused after the tunnel was opened, in the language it speaks.
 pub(crate) async fn refuse(client: &mut Client, start: &Start, refusal: &Refusal, target: &str) {
     let told = match start {
+        _ if !holds("denial-is-told") => Ok(()),
         Start::Tls(_) => client.write_all(&hello::ACCESS_DENIED).await,
         Start::Other => client.write_all(&refusal.raw_response(target)).await,
         Start::Nothing => Ok(()),

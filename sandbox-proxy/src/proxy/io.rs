@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::meter::{Half, Meter};
 use super::quota::Slot;
 
 /// The guest's side of a tunnel: its stream, and what was read with the CONNECT before it.
@@ -166,9 +167,10 @@ pub(super) use write_through;
 
 write_through!([S: AsyncWrite + Unpin] Prefixed<S>);
 
-/// A connection to upstream, with its place among the sandbox's.
+/// A connection to upstream, metered, with its place among the sandbox's.
 pub(crate) struct Dialled {
     stream: Prefixed<TcpStream>,
+    meter: Option<Meter>,
     _slot: Slot,
 }
 
@@ -176,6 +178,7 @@ impl Dialled {
     pub(crate) fn new(stream: TcpStream, slot: Slot) -> Self {
         Self {
             stream: Prefixed::new(Bytes::new(), stream),
+            meter: None,
             _slot: slot,
         }
     }
@@ -183,6 +186,12 @@ impl Dialled {
     /// The same connection, with bytes of it that were read already.
     pub(crate) fn after(mut self, read: Bytes) -> Self {
         self.stream.prefix = read;
+        self
+    }
+
+    /// The same connection, from now on counted.
+    pub(crate) fn metered(mut self, meter: Meter) -> Self {
+        self.meter = Some(meter);
         self
     }
 }
@@ -193,11 +202,57 @@ impl AsyncRead for Dialled {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        if let Some(meter) = &mut self.meter {
+            ready!(meter.poll(cx, Half::Read))?;
+        }
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if let Some(meter) = &self.meter {
+            meter.spend(buf.filled().len() - before);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-write_through!([] Dialled);
+impl AsyncWrite for Dialled {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(meter) = &mut self.meter {
+            ready!(meter.poll(cx, Half::Write))?;
+        }
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        if let Some(meter) = &self.meter {
+            meter.spend(written);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(meter) = &mut self.meter {
+            ready!(meter.poll(cx, Half::Write))?;
+        }
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        if let Some(meter) = &self.meter {
+            meter.spend(written);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// Whether a call failed because the process or the machine has no descriptor left, for which
 /// [`io::ErrorKind`] has no name.

@@ -82,6 +82,12 @@ pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(60);
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
 /// An upstream connection that waits for its next request. Servers close theirs after a minute or more.
 pub(crate) const POOL_IDLE_TIME: Duration = Duration::from_secs(45);
+/// Connections of one sandbox to one host, unless the builder says otherwise: keeps one host from taking all places.
+pub(crate) const HOST_CONNECTIONS: usize = 256;
+/// Hosts whose bytes and requests are counted each on its own: bounds memory under a guest that visits many names.
+pub(crate) const METERED_HOSTS: usize = 4096;
+/// What a limited rate was not used for may be used later, for so long.
+pub(crate) const RATE_BURST: Duration = Duration::from_secs(1);
 /// Waiting HTTP/1.1 connections to one target: bounds descriptors.
 pub(crate) const POOL_PER_TARGET: usize = 32;
 /// Targets whose connections are remembered: bounds memory under a guest that visits many.

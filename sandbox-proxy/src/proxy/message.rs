@@ -108,6 +108,11 @@ pub(crate) fn wants_websocket(parts: &Parts) -> bool {
         && tokens(&parts.headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
 }
 
+/// Whether a response says that it switched to a WebSocket.
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
+    tokens(headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
+}
+
 /// Takes out what is between the client and this proxy alone (RFC 9110 §7.6.1).
 pub(crate) fn clean_request(parts: &mut Parts) {
     let takes_trailers = tokens(&parts.headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -224,8 +229,14 @@ pub(crate) fn signs_connection_in(headers: &HeaderMap) -> bool {
 
 /// Takes out what is between upstream and this proxy alone.
 pub(crate) fn clean_response(headers: &mut HeaderMap) {
+    // Of two lengths the chunks' counts (RFC 9112 §6.3); the other would be a lie to the client.
+    if headers.contains_key(TRANSFER_ENCODING) && holds("response-te-and-cl") {
+        headers.remove(CONTENT_LENGTH);
+    }
     clean(headers);
-    headers.remove(ALT_SVC);
+    if holds("alt-svc") {
+        headers.remove(ALT_SVC);
+    }
 }
 
 /// Asks for, or answers with, a WebSocket.
@@ -293,7 +304,9 @@ fn clean(headers: &mut HeaderMap) {
         UPGRADE,
         HTTP2_SETTINGS,
     ] {
-        headers.remove(name);
+        if holds("hop-by-hop-headers") {
+            headers.remove(name);
+        }
     }
     if holds("proxy-authorization") {
         headers.remove(PROXY_AUTHORIZATION);

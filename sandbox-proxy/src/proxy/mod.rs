@@ -18,12 +18,14 @@ mod limits;
 mod live;
 mod look_up;
 mod message;
+mod meter;
 mod pool;
 mod quota;
 mod refusal;
 mod route;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -43,10 +45,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(crate) use body::RequestBody;
 pub use builder::{ProxyBuilder, ProxyError};
 pub use live::ChangeError;
+pub use meter::Limits;
 pub(crate) use route::parse_host_and_port;
 
 use crate::audit::Hub;
 use crate::audit::record::Record;
+use crate::defence::holds;
 use crate::dns::{self, Dns};
 use crate::resolve::Names;
 use crate::scrub::Secrets;
@@ -57,6 +61,7 @@ use crate::tls::client::Clients;
 use crate::upstream_proxy::UpstreamProxy;
 use asking::Asking;
 use io::Watched;
+use meter::Meters;
 use pool::Pool;
 use quota::Quota;
 use refusal::Refusal;
@@ -109,6 +114,7 @@ pub(crate) struct Inner {
     h2_upstreams: Arc<Semaphore>,
     /// Memory of decoders, in KiB.
     decoding: Arc<Semaphore>,
+    meters: Arc<Meters>,
     closed: CancellationToken,
 }
 
@@ -132,7 +138,7 @@ impl Proxy {
             let idle = stream.idle(limits::IDLE_TIME);
             tokio::select! {
                 () = front::serve(inner, stream) => {}
-                () = idle => tracing::debug!("an idle stream was closed"),
+                () = idle, if holds("idle-timeout") => tracing::debug!("an idle stream was closed"),
                 () = closed.cancelled() => {}
             }
         }

@@ -3,10 +3,13 @@
 //! none is used for a second host because its certificate or address would do (RFC 9113 §9.1.1 allows it).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use sandbox_core::host::Host;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -15,7 +18,9 @@ use super::limits;
 use crate::defence;
 
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
-const READY_TIME: std::time::Duration = std::time::Duration::from_millis(20);
+const READY_TIME: Duration = Duration::from_millis(20);
+/// How often it is looked whether settings have come.
+const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -46,7 +51,7 @@ pub(crate) struct Target {
 #[derive(Debug, Default)]
 struct Waiting {
     h1: Vec<(http1::SendRequest<RequestBody>, Instant)>,
-    h2: Option<(http2::SendRequest<RequestBody>, Instant)>,
+    h2: Option<(Http2, Instant)>,
     /// Lets go of what waited too long.
     sweeper: Option<JoinHandle<()>>,
 }
@@ -55,7 +60,23 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) enum Sender {
     H1(http1::SendRequest<RequestBody>),
-    H2(http2::SendRequest<RequestBody>),
+    H2(Http2),
+}
+
+/// An HTTP/2 connection, shared by all requests to its target.
+#[derive(Debug, Clone)]
+pub(crate) struct Http2 {
+    pub(crate) requests: http2::SendRequest<RequestBody>,
+    settings: Arc<Settings>,
+}
+
+/// What upstream has said of an HTTP/2 connection.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    /// That it takes extended CONNECT (RFC 8441 §3).
+    pub(crate) takes_websockets: AtomicBool,
+    /// Wakes whoever drives the connection, to look.
+    pub(crate) asked: Notify,
 }
 
 /// An HTTP/1.1 connection that is busy with a response.
@@ -141,6 +162,18 @@ impl Target {
         }
     }
 
+    /// The connection on which WebSockets can be opened beside other requests (RFC 8441), if there is one.
+    pub(crate) async fn for_websockets(&self) -> Option<Http2> {
+        let h2 = {
+            let mut waiting = self.lock();
+            waiting.drop_stale();
+            let (h2, since) = waiting.h2.as_mut()?;
+            *since = Instant::now();
+            h2.clone()
+        };
+        h2.takes_websockets(READY_TIME).await.then_some(h2)
+    }
+
     /// Takes a new connection. HTTP/2 is shared from now on, HTTP/1.1 waits for its first request.
     pub(crate) fn put(self: &Arc<Self>, sender: Sender) {
         let mut waiting = self.lock();
@@ -191,7 +224,8 @@ impl Waiting {
         let now = Instant::now();
         let fresh = |since: &Instant| now.saturating_duration_since(*since) < limits::POOL_IDLE_TIME;
         self.h1.retain(|(h1, since)| !h1.is_closed() && fresh(since));
-        self.h2.take_if(|(h2, since)| h2.is_closed() || !fresh(since));
+        self.h2
+            .take_if(|(h2, since)| h2.requests.is_closed() || !fresh(since));
     }
 
     /// Since when the one waits that has waited longest.
@@ -215,6 +249,30 @@ impl Waiting {
     fn clear(&mut self) {
         self.h1.clear();
         self.h2 = None;
+    }
+}
+
+impl Http2 {
+    pub(crate) fn new(requests: http2::SendRequest<RequestBody>, settings: &Arc<Settings>) -> Self {
+        Self {
+            requests,
+            settings: Arc::clone(settings),
+        }
+    }
+
+    /// Whether upstream takes WebSockets on it. Its settings get this long to come.
+    pub(crate) async fn takes_websockets(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.settings.takes_websockets.load(Relaxed) {
+                return true;
+            }
+            if Instant::now() > deadline || self.requests.is_closed() {
+                return false;
+            }
+            self.settings.asked.notify_one();
+            sleep(SETTINGS_PAUSE).await;
+        }
     }
 }
 

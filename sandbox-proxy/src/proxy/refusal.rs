@@ -5,16 +5,21 @@
 //! others made by the same generator) obey before they look at the status, and never a `Retry-After`. What may pass
 //! (too much open, upstream down or slow) is left to the client.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::body::ResponseBody;
 use super::gate::AUDIT_FAILS;
+use crate::defence::holds;
 
 /// The header of RFC 9209.
 const PROXY_STATUS: &str = "proxy-status";
+/// Of RFC 9209 §2.3: the one that fits best where the ALPN of TLS failed.
+const NO_COMMON_PROTOCOL: &str = "http_upgrade_failed";
 /// Read by SDKs before the status.
 const SHOULD_RETRY: &str = "x-should-retry";
 
@@ -32,6 +37,8 @@ pub(crate) struct Refusal {
     pub(crate) is_denial: bool,
     /// Asking again gives the same answer, until a person changes something.
     is_final: bool,
+    /// When asking again may help, where that is known.
+    retry_after: Option<Duration>,
 }
 
 /// RFC 9457.
@@ -56,6 +63,7 @@ impl Refusal {
             rule: None,
             is_denial,
             is_final: is_denial,
+            retry_after: None,
         }
     }
 
@@ -143,6 +151,16 @@ impl Refusal {
         }
     }
 
+    /// The sandbox sends too many requests; from then on it may send more.
+    pub(crate) fn later(detail: &str, retry_after: Duration) -> Self {
+        Self {
+            rule: Some("limit: requests to a host".to_owned()),
+            is_final: false,
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "http_request_denied", detail, true)
+        }
+    }
+
     /// Upstream's answer is one that must not pass: it cannot be searched for secrets.
     pub(crate) fn unsearchable(detail: &str) -> Self {
         let error = "http_response_content_coding";
@@ -155,6 +173,19 @@ impl Refusal {
     /// Upstream failed in the way that `error` (of RFC 9209 §2.3) says.
     pub(crate) fn upstream(error: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, error, detail, false)
+    }
+
+    /// Upstream speaks none of the protocols that it was offered.
+    pub(crate) fn no_common_protocol() -> Self {
+        Self::upstream(
+            NO_COMMON_PROTOCOL,
+            "upstream speaks none of the protocols it was offered",
+        )
+    }
+
+    /// Whether it is [`no_common_protocol`](Self::no_common_protocol).
+    pub(crate) fn is_no_common_protocol(&self) -> bool {
+        self.error == NO_COMMON_PROTOCOL
     }
 
     /// Upstream took too long.
@@ -179,8 +210,11 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.is_final {
+        if self.is_final && holds("final-denial") {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if let Some(seconds) = self.retry_seconds() {
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         if let Ok(value) = HeaderValue::try_from(self.proxy_status()) {
             headers.insert(PROXY_STATUS, value);
@@ -191,11 +225,13 @@ impl Refusal {
     /// The whole answer as bytes of HTTP/1.1, for a stream that is not read as HTTP.
     pub(crate) fn raw_response(&self, target: &str) -> Vec<u8> {
         let document = self.document(target);
-        let retry = if self.is_final {
-            "x-should-retry: false\r\n"
-        } else {
-            ""
-        };
+        let mut retry = String::new();
+        if self.is_final && holds("final-denial") {
+            retry.push_str("x-should-retry: false\r\n");
+        }
+        if let Some(seconds) = self.retry_seconds() {
+            retry = format!("retry-after: {seconds}\r\n");
+        }
         let mut raw = format!(
             "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\nproxy-status: {}\r\n{retry}cache-control: no-store\r\n\
              content-length: {}\r\nconnection: close\r\n\r\n",
@@ -206,6 +242,11 @@ impl Refusal {
         .into_bytes();
         raw.extend_from_slice(&document);
         raw
+    }
+
+    /// Whole seconds, never too few.
+    fn retry_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|time| time.as_secs() + 1)
     }
 
     fn proxy_status(&self) -> String {

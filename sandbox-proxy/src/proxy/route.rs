@@ -10,6 +10,7 @@ use sandbox_core::policy::Scheme;
 use super::Inner;
 use super::chain::Forward;
 use super::gate::Admission;
+use super::meter::HostMeter;
 use super::pool::{Key, Target};
 use super::refusal::Refusal;
 use crate::defence::holds;
@@ -36,6 +37,7 @@ pub(crate) struct Route {
     pub(crate) target: Arc<Target>,
     /// Plain HTTP that a proxy of the host's network forwards.
     pub(crate) forward: Option<Forward>,
+    pub(crate) meter: Arc<HostMeter>,
 }
 
 /// How far responses are searched for the secrets of the sandbox's requests.
@@ -90,6 +92,7 @@ impl Route {
                     .map(|managed| managed.bound.service.name().to_owned()),
             }),
             forward,
+            meter: inner.meters.host(&host),
             host,
             port,
             tls,
@@ -145,10 +148,12 @@ pub(crate) fn parse_authority(text: &str, default_port: Option<u16>) -> Result<(
     }
     let port = match port {
         None => default_port.ok_or_else(|| bad("the port is missing"))?,
-        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => match port.parse() {
-            Ok(0) | Err(_) => return Err(bad("the port is not from 1 to 65535")),
-            Ok(port) => port,
-        },
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) || !holds("port-is-digits") => {
+            match port.parse() {
+                Ok(0) | Err(_) => return Err(bad("the port is not from 1 to 65535")),
+                Ok(port) => port,
+            }
+        }
         Some(_) => return Err(bad("the port is no number")),
     };
     let host = host.parse().map_err(|error| bad(&format!("{error}")))?;

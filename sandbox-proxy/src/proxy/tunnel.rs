@@ -19,6 +19,7 @@ use super::limits;
 use super::refusal::Refusal;
 use super::route::Route;
 use crate::audit::record::Record;
+use crate::defence::holds;
 use crate::scrub::Messages;
 use crate::tls::hello::{self, Sniffer, Start};
 
@@ -45,6 +46,11 @@ pub(crate) async fn expect_hello(
     record: &Record,
 ) -> Option<Heard> {
     let mut seen = Vec::new();
+    let deadline = if holds("handshake-timeout") {
+        deadline
+    } else {
+        deadline + limits::IDLE_TIME
+    };
     let start = match timeout_at(deadline, hello::read(client, &mut seen)).await {
         Ok(Ok(start)) => start,
         Ok(Err(_)) => Start::Nothing,
@@ -54,8 +60,11 @@ pub(crate) async fn expect_hello(
         }
     };
     let why = match &start {
-        Start::Tls(hello) if hello.is_for(&route.host) => return Some(Heard { start, seen }),
+        Start::Tls(hello) if hello.is_for(&route.host) || !holds("sni-matches-authority") => {
+            return Some(Heard { start, seen });
+        }
         Start::Tls(_) => NAME_DIFFERS,
+        Start::Other if !holds("only-tls-on-443") && !route.is_read() => return Some(Heard { start, seen }),
         Start::Other => "only TLS is carried in this tunnel",
         Start::Nothing => {
             record.outcome("the client said nothing");
@@ -97,7 +106,10 @@ pub(crate) async fn serve(
         out.sniffer = Some(Box::default());
     }
     let host = route.host.clone();
-    let is_fine = move |start: &Start| !matches!(start, Start::Tls(hello) if !hello.is_for(&host));
+    let is_fine = move |start: &Start| match start {
+        Start::Tls(hello) => hello.is_for(&host) || !holds("sni-on-any-port"),
+        Start::Other | Start::Nothing => true,
+    };
     let ended = relay(
         &mut client,
         &mut upstream,

@@ -1,12 +1,16 @@
 //! The way to upstream: resolve, vet, dial, TLS, HTTP.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::AlertDescription;
 use sandbox_core::host::Host;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -19,7 +23,7 @@ use super::bulk::{Ahead, Whole};
 use super::dial::race;
 use super::io::{Dialled, is_out_of_descriptors};
 use super::limits;
-use super::pool::Sender;
+use super::pool::{Http2, Sender, Settings};
 use super::quota::Slot;
 use super::refusal::Refusal;
 use super::route::Route;
@@ -40,10 +44,12 @@ pub(crate) enum Offer {
 impl Inner {
     /// Connects to an admitted target: resolves once, vets all, dials a vetted one.
     pub(super) async fn dial(&self, route: &Route) -> Result<Dialled, Refusal> {
+        let meter = self.meters.connect(&route.meter)?;
         // Before the look-up, which takes descriptors, too.
         let slot = self.place().await?;
         if let Some(proxy) = self.proxy_for(&route.host, route.port) {
-            return self.dial_through(proxy, route, slot).await;
+            let through = self.dial_through(proxy, route, slot).await;
+            return through.map(|dialled| dialled.metered(meter));
         }
         let (mut addresses, slot) = self.vetted(route, slot).await?;
         if !defence::holds("resolve-once")
@@ -57,6 +63,7 @@ impl Inner {
         }
         self.reach(&addresses, route.port, slot)
             .await
+            .map(|dialled| dialled.metered(meter))
             .map_err(|error| failed(&error, route))
     }
 
@@ -116,7 +123,8 @@ impl Inner {
         let stream = match (dialled, self.proxy_for(&route.host, route.port)) {
             (Some(stream), _) => stream,
             (None, Some(proxy)) if route.forward.is_some() && offer != Offer::Http1 => {
-                self.dial_forward(proxy, route).await?
+                let meter = self.meters.connect(&route.meter)?;
+                self.dial_forward(proxy, route).await?.metered(meter)
             }
             (None, _) => self.dial(route).await?,
         };
@@ -213,11 +221,23 @@ impl Inner {
             .await
             .map_err(|error| http_failed(&error))?;
         let closed = self.closed.clone();
+        let settings = Arc::<Settings>::default();
+        let h2 = Http2::new(sender, &settings);
         tokio::spawn(async move {
             let _place = place;
-            closed.run_until_cancelled(connection).await
+            let (mut connection, mut asked) = (pin!(connection), pin!(settings.asked.notified()));
+            let driven = poll_fn(|cx| {
+                while asked.as_mut().poll(cx).is_ready() {
+                    asked.set(settings.asked.notified());
+                }
+                let ended = connection.as_mut().poll(cx);
+                let takes = connection.is_extended_connect_protocol_enabled();
+                settings.takes_websockets.store(takes, Relaxed);
+                ended
+            });
+            closed.run_until_cancelled(driven).await
         });
-        Ok(Sender::H2(sender))
+        Ok(Sender::H2(h2))
     }
 }
 
@@ -258,6 +278,9 @@ fn tls_failed(error: &io::Error) -> Refusal {
             "tls_certificate_error",
             format!("upstream's certificate is not trusted: {why:?}"),
         ),
+        Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+            Refusal::no_common_protocol()
+        }
         Some(rustls::Error::AlertReceived(alert)) => Refusal::upstream(
             "tls_alert_received",
             format!("upstream ended TLS with the alert {alert:?}"),

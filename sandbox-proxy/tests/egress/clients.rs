@@ -1,8 +1,13 @@
 //! Clients that people use. Each is told of the proxy the way the guest is: by environment variables.
 
-use std::process::{Output, Stdio};
+mod denied;
+mod languages;
+mod packages;
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use sandbox_core::audit::AuditDecision;
 use sandbox_proxy::{Service, sources};
@@ -10,28 +15,67 @@ use tokio::process::Command;
 
 use crate::support::*;
 
-/// Runs a client with the variables of a guest. `None` where the client is not installed.
-pub async fn run(running: &Running, program: &str, arguments: &[&str]) -> Option<Output> {
-    let proxy = format!("http://{}", running.address);
+/// Where the clients that are scripts stand.
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/egress/clients");
+/// A client that has not ended by then never will.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Variables that name the file of trusted roots, each for its own programs.
+const ROOTS: [&str; 8] = [
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "GIT_SSL_CAINFO",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "NPM_CONFIG_CAFILE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+];
+
+/// Where the clients of `clients/requirements.txt` are; made when it is first asked for.
+fn peers() -> &'static Path {
+    static PEERS: LazyLock<PathBuf> = LazyLock::new(|| {
+        let script = Path::new(SCRIPTS).join("set_up.sh");
+        let output = std::process::Command::new("sh").arg(script).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    });
+    &PEERS
+}
+
+/// The path of a script beside this file.
+fn script(name: &str) -> String {
+    format!("{SCRIPTS}/{name}")
+}
+
+/// Runs a client with the variables of a guest.
+pub async fn run(running: &Running, program: &str, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().unwrap();
-    let ca = directory.path().join("ca.pem");
+    run_in(directory.path(), running, program, arguments).await
+}
+
+/// Runs a client with the variables of a guest and this home directory.
+async fn run_in(home: &Path, running: &Running, program: &str, arguments: &[&str]) -> Output {
+    let proxy = format!("http://{}", running.address);
+    let ca = home.join("ca.pem");
     std::fs::write(&ca, running.proxy.ca_pem().unwrap()).unwrap();
-    let output = Command::new(program)
+    let path = std::env::var("PATH").unwrap();
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("HOME", directory.path())
+        .env("PATH", format!("{}/bin:{path}", peers().display()))
+        .env("HOME", home)
         .envs(["http_proxy", "https_proxy", "HTTPS_PROXY"].map(|name| (name, &proxy)))
-        .envs(["CURL_CA_BUNDLE", "SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, &ca)))
+        .env("NODE_USE_ENV_PROXY", "1")
+        .envs(ROOTS.map(|name| (name, &ca)))
         .envs(running.proxy.placeholders())
         .env("GIT_TERMINAL_PROMPT", "0")
         .stdin(Stdio::null())
-        .output()
-        .await;
-    if output.is_err() {
-        eprintln!("skipped: {program} is not installed");
-    }
-    output.ok()
+        .kill_on_drop(true)
+        .current_dir(home);
+    let ended = tokio::time::timeout(PATIENCE, command.output()).await;
+    let output = ended.unwrap_or_else(|_| panic!("{program} goes on for ever"));
+    output.unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"))
 }
 
 fn stdout(output: &Output) -> String {
@@ -54,9 +98,7 @@ async fn curl_speaks_both_versions_and_never_sees_the_key() {
             "\n%{http_version}",
             &url,
         ];
-        let Some(output) = run(&running, "curl", &arguments).await else {
-            return;
-        };
+        let output = run(&running, "curl", &arguments).await;
         let text = stdout(&output);
         assert!(output.status.success(), "{output:?}");
         assert!(
@@ -74,9 +116,7 @@ async fn curl_speaks_both_versions_and_never_sees_the_key() {
 async fn curl_fails_by_exit_code_when_denied() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
-    let Some(output) = run(&running, "curl", &["-sS", "https://denied.test/"]).await else {
-        return;
-    };
+    let output = run(&running, "curl", &["-sS", "https://denied.test/"]).await;
     assert_eq!(output.status.code(), Some(56), "{output:?}");
     let event = running.events.wait(|event| event.host == "denied.test").await;
     assert_eq!(event.decision, AuditDecision::Denied);
@@ -99,9 +139,7 @@ async fn curl_cannot_front_another_host() {
             "/dev/null",
             &url,
         ];
-        let Some(output) = run(&running, "curl", &arguments).await else {
-            return;
-        };
+        let output = run(&running, "curl", &arguments).await;
         assert_eq!(stdout(&output), "421", "{output:?}");
     }
     assert!(upstream.seen().is_empty());
@@ -115,9 +153,7 @@ async fn python_trusts_the_authority_and_gets_its_answer() {
         "import urllib.request as u\nprint(u.urlopen(u.Request('https://{}/echo', data=b'payload')).read().decode())",
         upstream.at("api.test")
     );
-    let Some(output) = run(&running, "python3", &["-c", &script]).await else {
-        return;
-    };
+    let output = run(&running, "python3", &["-c", &script]).await;
     let text = stdout(&output);
     assert!(output.status.success() && text.contains("payload"), "{output:?}");
     assert!(!holds_secret(&text), "{text}");
@@ -148,9 +184,7 @@ async fn openssl_sees_a_chain_that_it_can_verify() {
         "-verify_return_error",
         "-brief",
     ];
-    let Some(output) = run(&running, "openssl", &arguments).await else {
-        return;
-    };
+    let output = run(&running, "openssl", &arguments).await;
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(
         told.contains("Verification: OK") && told.contains("Verified peername: api.test"),
@@ -186,20 +220,14 @@ async fn git_clones_over_https_with_a_token_it_never_has() {
         // Served as plain files, which is the older of git's two ways over HTTP.
         &["-C", &bare, "update-server-info"],
     ] {
-        let Some(output) = run(&running, "git", arguments).await else {
-            return;
-        };
+        let output = run(&running, "git", arguments).await;
         assert!(output.status.success(), "{output:?}");
     }
     *upstream.files.lock().unwrap() = directory.path().to_owned();
     let url = format!("https://{at}/files/bare.git");
-    let output = run(&running, "git", &["clone", "-q", &url, &clone])
-        .await
-        .unwrap();
+    let output = run(&running, "git", &["clone", "-q", &url, &clone]).await;
     assert!(output.status.success(), "{output:?}");
-    let log = run(&running, "git", &["-C", &clone, "log", "--format=%s"])
-        .await
-        .unwrap();
+    let log = run(&running, "git", &["-C", &clone, "log", "--format=%s"]).await;
     assert_eq!(stdout(&log), "first\n");
 }
 
@@ -207,10 +235,7 @@ async fn git_clones_over_https_with_a_token_it_never_has() {
 const SDK: &str = r#"
 import sys
 name, url = sys.argv[1:]
-try:
-    module = __import__(name)
-except ImportError:
-    print("skipped"); sys.exit()
+module = __import__(name)
 client = (module.OpenAI if name == "openai" else module.Anthropic)(api_key="placeholder", base_url=url)
 try:
     if name == "openai":
@@ -235,13 +260,7 @@ async fn sdks_do_not_retry_what_is_final() {
     .await;
     for (name, path) in [("openai", "/chat/completions"), ("anthropic", "/v1/messages")] {
         let url = format!("https://{at}");
-        let Some(output) = run(&running, "python3", &["-c", SDK, name, &url]).await else {
-            return;
-        };
-        if stdout(&output).starts_with("skipped") {
-            eprintln!("skipped: the Python package {name} is not installed");
-            continue;
-        }
+        let output = run(&running, "python3", &["-c", SDK, name, &url]).await;
         assert_eq!(stdout(&output), "502 false\n", "{output:?}");
         let tries = running.events.all();
         let tries = tries.iter().filter(|event| event.path.as_deref() == Some(path));
@@ -265,9 +284,7 @@ async fn curl_is_told_that_a_denial_is_final_and_that_a_failure_is_not() {
             .proxy
             .set_policy(Arc::new(sandbox_proxy::Rules::new().allow(&rule)))
             .unwrap();
-        let Some(output) = run(&running, "curl", &["-sS", "-D", "-", "-o", "/dev/null", &url]).await else {
-            return;
-        };
+        let output = run(&running, "curl", &["-sS", "-D", "-", "-o", "/dev/null", &url]).await;
         let head = stdout(&output).to_ascii_lowercase();
         assert!(head.contains(status) && head.contains("proxy-status: "), "{head}");
         assert_eq!(head.contains("x-should-retry: false"), is_final, "{head}");

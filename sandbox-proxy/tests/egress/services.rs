@@ -214,7 +214,7 @@ async fn secret_does_not_follow_a_redirect_to_another_host() {
         "%{num_redirects}",
         &url,
     ];
-    let output = run(&running, "curl", &arguments).await.unwrap();
+    let output = run(&running, "curl", &arguments).await;
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && told.ends_with('1'), "{output:?}");
     let seen = upstream.seen();
@@ -487,7 +487,7 @@ async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let git = async |running: &Running, arguments: &[&str]| {
-        let output = run(running, "git", arguments).await.unwrap();
+        let output = run(running, "git", arguments).await;
         assert!(output.status.success(), "{arguments:?} {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -565,7 +565,7 @@ async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
         ],
     )
     .await;
-    assert!(!refused.unwrap().status.success());
+    assert!(!refused.status.success());
 }
 
 /// Sends its placeholder in every way that Python's best-known client has.
@@ -588,7 +588,7 @@ async fn python_requests_sends_its_placeholder_in_every_way() {
         .client_credential(ClientCredential::Reject);
     let running = start(&upstream, service).await;
     let url = format!("https://{at}");
-    let output = run(&running, "python3", &["-c", REQUESTS, &url]).await.unwrap();
+    let output = run(&running, "python3", &["-c", REQUESTS, &url]).await;
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(told, "200\n200\n200\n200\nTrue\n", "{output:?}");
     for seen in upstream.seen() {

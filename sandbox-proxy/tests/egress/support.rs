@@ -1,6 +1,7 @@
 //! A proxy on a port, and clients that say just what a test wants; upstream is in a file of its own.
 
 mod git;
+mod streams;
 mod upstream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,7 +22,8 @@ use sandbox_proxy::{Proxy, ProxyBuilder, Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-pub use upstream::{Seen, Upstream, certificates, encode, frame};
+pub use streams::{POURED, accept, message};
+pub use upstream::{Frames, Seen, Upstream, certificates, encode, frame};
 
 /// The credential that must never be seen by a client.
 pub const SECRET: &str = "sk-test-4f9Zq/x7+Kd_tail";

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
@@ -20,7 +21,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::{LOCAL, SECRET};
+use super::{LOCAL, SECRET, streams};
 
 /// A request as upstream saw it.
 #[derive(Debug, Clone)]
@@ -43,6 +44,8 @@ pub struct Upstream {
     pub go_on: Arc<tokio::sync::Notify>,
     /// What `/files/` serves, to those who show the secret as Basic password.
     pub files: Arc<Mutex<std::path::PathBuf>>,
+    /// Bytes that streams of `/pour` have handed over.
+    pub poured: Arc<AtomicU64>,
 }
 
 impl Upstream {
@@ -66,18 +69,28 @@ impl Upstream {
             seen: Arc::default(),
             go_on: Arc::default(),
             files: Arc::default(),
+            poured: Arc::default(),
         };
         let (seen, connections) = (Arc::clone(&upstream.seen), Arc::clone(&upstream.connections));
         let (go_on, files) = (Arc::clone(&upstream.go_on), Arc::clone(&upstream.files));
+        let poured = Arc::clone(&upstream.poured);
         let acceptor = protocols.map(|_| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 *connections.lock().unwrap() += 1;
                 let (seen, go_on, acceptor) = (Arc::clone(&seen), Arc::clone(&go_on), acceptor.clone());
                 let files = files.lock().unwrap().clone();
+                let poured = Arc::clone(&poured);
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
-                        handle(request, Arc::clone(&seen), Arc::clone(&go_on), files.clone())
+                        let poured = Arc::clone(&poured);
+                        handle(
+                            request,
+                            Arc::clone(&seen),
+                            Arc::clone(&go_on),
+                            files.clone(),
+                            poured,
+                        )
                     });
                     let Some(acceptor) = acceptor else {
                         let _ = hyper::server::conn::http1::Builder::new()
@@ -91,6 +104,7 @@ impl Upstream {
                     };
                     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .enable_connect_protocol()
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     } else {
@@ -127,6 +141,7 @@ impl Upstream {
     }
 }
 
+/// A root as PEM, and the configuration of a server with a certificate of it.
 pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
     let mut ca = CertificateParams::default();
     ca.distinguished_name.push(DnType::CommonName, "test root");
@@ -152,9 +167,9 @@ pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
     (ca.pem(), config)
 }
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub type Answer = Response<BoxBody<Bytes, Infallible>>;
 
-fn full(text: impl Into<Bytes>) -> Answer {
+pub fn full(text: impl Into<Bytes>) -> Answer {
     Response::new(Full::new(text.into()).boxed())
 }
 
@@ -173,7 +188,7 @@ fn chunks(frames: Vec<Frame<Bytes>>) -> Answer {
 }
 
 /// A body from a function that gives frames.
-struct Frames<F>(F);
+pub struct Frames<F>(pub F);
 
 impl<F> http_body::Body for Frames<F>
 where
@@ -195,7 +210,11 @@ async fn handle(
     seen: Arc<Mutex<Vec<Seen>>>,
     go_on: Arc<tokio::sync::Notify>,
     files: std::path::PathBuf,
+    poured: Arc<AtomicU64>,
 ) -> Result<Answer, Infallible> {
+    if streams::are_for(request.uri().path()) {
+        return Ok(streams::answer(request, &seen, go_on, poured));
+    }
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
     let (trailers, body) = match body.collect().await {
@@ -403,6 +422,9 @@ async fn handle(
                 }
             });
             let mut answer = full("");
+            if parts.version == Version::HTTP_2 {
+                return Ok(answer);
+            }
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             answer
                 .headers_mut()
@@ -410,11 +432,24 @@ async fn handle(
             answer
                 .headers_mut()
                 .insert("upgrade", HeaderValue::from_static("websocket"));
+            if let Some(key) = parts.headers.get("sec-websocket-key") {
+                let accept = streams::accept(key.as_bytes()).parse().unwrap();
+                answer.headers_mut().insert("sec-websocket-accept", accept);
+            }
             answer
         }
         path if path.starts_with("/files/") => {
             let pair = BASE64_STANDARD.encode(format!("x-access-token:{SECRET}"));
-            let file = std::fs::read(files.join(&path["/files/".len()..]));
+            let mut file = files.join(&path["/files/".len()..]);
+            if file.is_dir() {
+                file.push("index.html");
+            }
+            let kind = match file.extension().and_then(|extension| extension.to_str()) {
+                Some("html") => "text/html",
+                Some("json") => "application/json",
+                _ => "application/octet-stream",
+            };
+            let file = std::fs::read(file);
             let (status, content) = match file {
                 _ if key != format!("Basic {pair}") => (StatusCode::UNAUTHORIZED, Vec::new()),
                 Ok(content) => (StatusCode::OK, content),
@@ -422,6 +457,12 @@ async fn handle(
             };
             let mut answer = full(content);
             *answer.status_mut() = status;
+            let headers = answer.headers_mut();
+            headers.insert("content-type", HeaderValue::from_static(kind));
+            headers.insert(
+                "www-authenticate",
+                HeaderValue::from_static("Basic realm=\"files\""),
+            );
             answer
         }
         _ => full("ok"),

@@ -1,0 +1,354 @@
+//! Upstreams that fail or lie: the client is never given a broken response as a whole one, and the record says why.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use sandbox_proxy::{Rules, Service, sources};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::streaming::{Client, empty, streamed};
+use crate::support::*;
+
+/// How an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// As TLS wants it.
+    Notified,
+    /// The connection ends, TLS does not.
+    Cut,
+    /// A reset.
+    Reset,
+    /// It stays open.
+    Open,
+}
+
+/// A TLS server that gives these bytes to each request's first bytes, and then ends so.
+async fn answering(answer: Vec<u8>, end: End) -> (Running, String) {
+    let (ca_pem, config) = certificates(&["http/1.1"]);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, answer) = (acceptor.clone(), answer.clone());
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut head = [0; 4096];
+                while matches!(stream.read(&mut head).await, Ok(1..)) {
+                    let _ = stream.write_all(&answer).await;
+                    let _ = stream.flush().await;
+                    match end {
+                        End::Open => continue,
+                        End::Notified => drop(stream.shutdown().await),
+                        End::Cut => {}
+                        // What is unread or unsent is thrown away.
+                        End::Reset => drop(stream.get_ref().0.set_zero_linger()),
+                    }
+                    return;
+                }
+            });
+        }
+    });
+    (managed(&at, ca_pem).await, at)
+}
+
+/// A sandbox with a credential for this target.
+async fn managed(at: &str, ca_pem: String) -> Running {
+    Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+            .extra_root(ca_pem)
+            .credential(
+                Service::custom("api").header(at, "x-api-key"),
+                Arc::new(sources::Static::new(SECRET)),
+            )
+    })
+    .await
+}
+
+/// What a client gets: status, and the whole body or that it broke.
+async fn get(running: &Running, at: &str, is_h2: bool) -> (StatusCode, Result<Vec<u8>, ()>) {
+    let mut client = Client::new(running, at, is_h2).await;
+    let request = Request::get(format!("https://{at}/x")).body(empty()).unwrap();
+    let response = client.send(request).await.unwrap();
+    let status = response.status();
+    let body = tokio::time::timeout(Duration::from_secs(20), response.into_body().collect()).await;
+    let body = body.expect("neither an end nor an error");
+    (status, body.map(|body| body.to_bytes().to_vec()).map_err(drop))
+}
+
+#[tokio::test]
+async fn body_that_is_not_whole_never_ends_well() {
+    for (answer, end) in [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+            End::Notified,
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort", End::Reset),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
+            End::Notified,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsho",
+            End::Reset,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n0\r\n",
+            End::Notified,
+        ),
+        // Without a length the end of TLS is the end of the body: nobody on the way may fake it.
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nshort", End::Cut),
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nshort", End::Reset),
+        // Sizes that are none.
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\nxyz\r\n",
+            End::Open,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshortfffff\r\n",
+            End::Open,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\nffffffffffffffffff\r\n",
+            End::Open,
+        ),
+    ] {
+        for is_h2 in [false, true] {
+            let (running, at) = answering(answer.into(), end).await;
+            let (status, body) = get(&running, &at, is_h2).await;
+            let is_broken = body.is_err() || status == StatusCode::BAD_GATEWAY;
+            assert!(is_broken, "{answer:?} {end:?} {is_h2} {status} {body:?}");
+            let event = running
+                .events
+                .wait(|event| event.path.as_deref() == Some("/x"))
+                .await;
+            assert!(!event.outcome.is_empty(), "{answer:?} {event:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn body_that_ends_with_its_connection_is_whole_if_tls_says_so() {
+    let (running, at) = answering(
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nwhole".into(),
+        End::Notified,
+    )
+    .await;
+    for is_h2 in [false, true] {
+        assert_eq!(
+            get(&running, &at, is_h2).await,
+            (StatusCode::OK, Ok(b"whole".to_vec()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn head_that_two_parsers_could_read_in_two_ways_is_no_answer() {
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\n folded\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\rSet-Cookie: a=b\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: \0\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A : 1\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length : 5\r\n",
+        "HTTP/1.1 099 OK\r\nContent-Length: 5\r\n",
+        "HTTP/9.9 200 OK\r\nContent-Length: 5\r\n",
+        "SSH-2.0-OpenSSH_9.2\r\n",
+    ] {
+        let (running, at) = answering(format!("{head}\r\nhello").into(), End::Notified).await;
+        for is_h2 in [false, true] {
+            let (status, _) = get(&running, &at, is_h2).await;
+            assert_eq!(status, StatusCode::BAD_GATEWAY, "{head:?}");
+        }
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert!(!event.outcome.is_empty(), "{head:?} {event:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_lengths_one_is_passed_on() {
+    let answer =
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let (running, at) = answering(answer.into(), End::Open).await;
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let request = format!("GET /x HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+    tls.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = tls.read_to_string(&mut answer).await;
+    let head = answer.to_ascii_lowercase();
+    let lengths = head.matches("content-length").count() + head.matches("transfer-encoding").count();
+    assert!(
+        answer.starts_with("HTTP/1.1 502") || lengths == 1 && head.contains("chunked"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn bytes_after_a_response_are_nobodys() {
+    let answer =
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    let (running, at) = answering(answer.into(), End::Open).await;
+    for _ in 0..4 {
+        assert_eq!(
+            get(&running, &at, false).await,
+            (StatusCode::OK, Ok(b"hello".to_vec()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_not_the_answer() {
+    let answer = "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
+                  HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    for is_h2 in [false, true] {
+        let (running, at) = answering(answer.into(), End::Open).await;
+        assert_eq!(
+            get(&running, &at, is_h2).await,
+            (StatusCode::OK, Ok(b"hello".to_vec()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn upstream_that_answers_nothing_is_a_502() {
+    for end in [End::Notified, End::Cut, End::Reset] {
+        let (running, at) = answering(Vec::new(), end).await;
+        for is_h2 in [false, true] {
+            assert_eq!(get(&running, &at, is_h2).await.0, StatusCode::BAD_GATEWAY);
+        }
+    }
+}
+
+#[tokio::test]
+async fn upload_that_breaks_off_is_not_taken_for_a_whole_one() {
+    for protocol in ["http/1.1", "h2"] {
+        for framing in [
+            "Content-Length: 10\r\n\r\nhalf",
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            "",
+        ] {
+            let upstream = Upstream::tls(&[protocol]).await;
+            let running = Running::managed(&upstream).await;
+            let at = upstream.at("api.test");
+            if framing.is_empty() {
+                let mut client = Client::new(&running, &at, true).await;
+                let (pieces, body) = streamed();
+                let request = Request::post(format!("https://{at}/body")).body(body).unwrap();
+                let sending = tokio::spawn(async move { client.send(request).await.map(drop) });
+                // More than goes out before the proxy has taken some of it.
+                for _ in 0..8 {
+                    let piece = vec![b'x'; 64 << 10];
+                    pieces
+                        .send(Ok(http_body::Frame::data(piece.into())))
+                        .await
+                        .unwrap();
+                }
+                sending.abort();
+                drop(sending.await);
+            } else {
+                let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+                let request = format!("POST /body HTTP/1.1\r\nHost: {at}\r\n{framing}");
+                tls.write_all(request.as_bytes()).await.unwrap();
+                tls.shutdown().await.unwrap();
+                let _ = tls.read(&mut [0; 1024]).await;
+            }
+            let event = running
+                .events
+                .wait(|event| event.path.as_deref() == Some("/body"))
+                .await;
+            assert_ne!(event.status, Some(200), "{event:?}");
+            assert!(!event.outcome.is_empty(), "{event:?}");
+            assert!(upstream.seen().is_empty(), "upstream took it for whole");
+        }
+    }
+}
+
+/// A server whose certificate is as told, and the root that clients trust.
+async fn with_certificate(names: &[&str], valid: (i64, i64), is_self_signed: bool) -> (Running, String) {
+    let day = |days: i64| {
+        let length = Duration::from_secs(days.unsigned_abs() * 24 * 3600);
+        let now = SystemTime::now();
+        if days < 0 { now - length } else { now + length }
+    };
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    root.distinguished_name
+        .push(rcgen::DnType::CommonName, "test root");
+    let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut leaf = CertificateParams::new(names).unwrap();
+    (leaf.not_before, leaf.not_after) = (day(valid.0).into(), day(valid.1).into());
+    let leaf = if is_self_signed {
+        leaf.self_signed(&key).unwrap()
+    } else {
+        leaf.signed_by(&key, &root).unwrap()
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let mut head = [0; 4096];
+                    let _ = stream.read(&mut head).await;
+                    let _ = stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                        .await;
+                    let _ = stream.read(&mut head).await;
+                }
+            });
+        }
+    });
+    (managed(&at, root.pem()).await, at)
+}
+
+#[tokio::test]
+async fn certificates_that_do_not_hold_are_told_as_such() {
+    let good = with_certificate(&["api.test"], (-1, 1), false).await;
+    assert_eq!(good.0.get(&good.1, "/x").await.status(), StatusCode::OK);
+    for (what, names, valid, is_self_signed) in [
+        ("Expired", ["api.test"], (-9, -2), false),
+        ("NotValidYet", ["api.test"], (2, 9), false),
+        ("NotValidForName", ["other.test"], (-1, 1), false),
+        ("UnknownIssuer", ["api.test"], (-1, 1), true),
+    ] {
+        let (running, at) = with_certificate(&names, valid, is_self_signed).await;
+        let response = running.get(&at, "/x").await;
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "{what}");
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        assert!(status.contains("error=tls_certificate_error"), "{what}: {status}");
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert!(event.outcome.contains(what), "{what}: {event:?}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Clients that take their time: a stream is held for a while, and not for ever. The clock is the test's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_core::audit::AuditDecision;
+use sandbox_proxy::{Proxy, Rules};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use crate::support::*;
+
+/// A proxy without sockets.
+fn proxy() -> (Proxy, Arc<Events>) {
+    let events = Arc::<Events>::default();
+    let builder = Proxy::builder("one".parse().unwrap()).audit(events.clone());
+    (builder.policy(Arc::new(Rules::new())).build().unwrap(), events)
+}
+
+/// Writes a byte now and then, until the other side has ended; gives how long that took.
+async fn drip<S: AsyncWriteExt + Unpin>(stream: &mut S, pause: Duration, limit: usize) -> Option<Duration> {
+    let start = Instant::now();
+    for _ in 0..limit {
+        if stream.write_all(b"x").await.is_err() {
+            return Some(start.elapsed());
+        }
+        tokio::time::sleep(pause).await;
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_of_a_byte_now_and_then_is_not_waited_for() {
+    let (proxy, events) = proxy();
+    let (mut near, far) = tokio::io::duplex(4096);
+    let serving = tokio::spawn(proxy.serve(Box::new(far)));
+    near.write_all(b"CONNECT a.test:443 HTTP/1.1\r\nA: ")
+        .await
+        .unwrap();
+    let held = drip(&mut near, Duration::from_secs(20), 60).await;
+    assert!(held.is_some(), "the stream is held for ever");
+    serving.await.unwrap();
+    let told = events.all();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].decision, AuditDecision::Denied);
+    assert!(told[0].outcome.contains("malformed"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_that_says_nothing_is_closed() {
+    let (proxy, _events) = proxy();
+    let (mut near, far) = tokio::io::duplex(4096);
+    let serving = tokio::spawn(proxy.serve(Box::new(far)));
+    let mut end = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(3600), near.read_to_end(&mut end));
+    ended.await.expect("it is held for ever").unwrap();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn handshake_of_a_byte_now_and_then_is_not_waited_for() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut tunnel = running.connect(&at).await.unwrap();
+    // The start of a TLS record of a client hello, whose rest comes slowly.
+    tunnel
+        .write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3])
+        .await
+        .unwrap();
+    tokio::time::pause();
+    let held = drip(&mut tunnel, Duration::from_secs(4), 100).await;
+    tokio::time::resume();
+    assert!(held.is_some(), "the tunnel is held for ever");
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert!(event.outcome.contains("in time"), "{event:?}");
+}
+
+#[tokio::test]
+async fn tunnel_on_which_nothing_moves_is_closed() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let running = Running::start(|builder| {
+        builder.policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+    })
+    .await;
+    let mut tunnel = running.connect(&at.to_string()).await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    tokio::time::pause();
+    let ended = tokio::time::timeout(Duration::from_secs(2 * 3600), tunnel.read(&mut [0; 1])).await;
+    tokio::time::resume();
+    assert_eq!(ended.expect("it is held for ever").unwrap_or(0), 0);
+    assert_eq!(
+        accepted.read(&mut [0; 1]).await.unwrap_or(0),
+        0,
+        "upstream's side, too"
+    );
+}
