@@ -1,5 +1,8 @@
 //! The example that needs no machine, run as a reader would run it.
 
+// Clippy takes helpers of an integration test for ordinary code.
+#![allow(clippy::unwrap_used)]
+
 use std::process::{Command, Output};
 
 /// Runs the example with these arguments.
