@@ -117,6 +117,18 @@ fn places_around(
     }
 }
 
+/// Whether a byte is less than all of the alphabets', as spaces and quotes are; sees eight at a time.
+#[inline(always)]
+fn has_space(block: &[u8; LINE_CHARS / 2]) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    let (words, _) = block.as_chunks::<8>();
+    let less = words.iter().fold(0, |less, word| {
+        let word = u64::from_le_bytes(*word);
+        less | (word.wrapping_sub(ONES * b'+' as u64) & !word)
+    });
+    less & (ONES << 7) != 0
+}
+
 /// What the bytes say.
 pub(super) fn plain(text: &[u8]) -> Form {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len()));
@@ -149,7 +161,7 @@ pub(super) fn run_at_end(text: &[u8], before: usize) -> usize {
 fn edits(text: &[u8], run: usize, escapes: Escapes) -> Vec<Edit> {
     let mut edits = Vec::new();
     let mut escaped = memchr::memchr3_iter(b'\\', b'%', b'&', text).peekable();
-    let mut breaks = memchr::memchr2_iter(b'\n', b'\r', text).peekable();
+    let mut breaks = Breaks { text, from: 0 }.peekable();
     let mut from = 0;
     loop {
         let at = match (escaped.peek(), breaks.peek()) {
@@ -169,6 +181,46 @@ fn edits(text: &[u8], run: usize, escapes: Escapes) -> Vec<Edit> {
     }
 }
 
+/// Line breaks, without most of those that do not come after [`LINE_CHARS`] of an alphabet: most text has no such run, and
+/// to see that takes less than to look at every line.
+struct Breaks<'a> {
+    text: &'a [u8],
+    from: usize,
+}
+
+impl Iterator for Breaks<'_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        // Near the start, the run may have begun before the text.
+        let start = if self.from < LINE_CHARS {
+            self.from
+        } else {
+            // So many in a row hold a whole block, wherever blocks begin.
+            let (blocks, _) = self
+                .text
+                .get(self.from - LINE_CHARS..)?
+                .as_chunks::<{ LINE_CHARS / 2 }>();
+            let is_run =
+                |block: &[u8; LINE_CHARS / 2]| !has_space(block) && block.iter().all(is_of_an_alphabet);
+            self.from - LINE_CHARS + blocks.iter().position(is_run)? * (LINE_CHARS / 2)
+        };
+        let rest = self.text.get(start.max(self.from)..)?;
+        match memchr::memchr2(b'\n', b'\r', rest) {
+            Some(at) if start.max(self.from) + at >= LINE_CHARS && self.from < LINE_CHARS => {
+                // None is near the start.
+                self.from = LINE_CHARS;
+                self.next()
+            }
+            Some(at) => {
+                self.from = start.max(self.from) + at + 1;
+                Some(self.from - 1)
+            }
+            None => None,
+        }
+    }
+}
+
 fn edit_at(text: &[u8], at: usize, run: usize, escapes: Escapes) -> Option<Edit> {
     let rest = text.get(at..)?;
     let edit = |length: usize, said: &[u8]| {
@@ -183,11 +235,15 @@ fn edit_at(text: &[u8], at: usize, run: usize, escapes: Escapes) -> Option<Edit>
     };
     match rest {
         [b'\n' | b'\r', ..] | [b'\\', b'n' | b'r', ..] => {
+            if !is_after_a_line(text, at, run) {
+                return None;
+            }
             let length = [&b"\\r\\\\n"[..], b"\\r\\n", b"\r\n", b"\\n", b"\n", b"\\r", b"\r"]
                 .iter()
                 .find(|form| rest.starts_with(form))?
                 .len();
-            is_of_an_encoder(text, at, rest.get(length)?, run).then(|| edit(length, b""))?
+            let goes_on = is_of_an_alphabet(rest.get(length)?) && holds("scrub-lines");
+            goes_on.then(|| edit(length, b""))?
         }
         [b'%', b'2', b'5', a, b, ..] if holds("scrub-percent") && hex(&[*a, *b]).is_some() => {
             edit(5, &[u8::try_from(hex(&[*a, *b])?).ok()?])
@@ -239,13 +295,10 @@ fn edit_at(text: &[u8], at: usize, run: usize, escapes: Escapes) -> Option<Edit>
     }
 }
 
-/// Whether a line break comes after as many characters as an encoder writes in a line, and before one more.
-fn is_of_an_encoder(text: &[u8], at: usize, next: &u8, run: usize) -> bool {
-    if !is_of_an_alphabet(next) || !holds("scrub-lines") {
-        return false;
-    }
+/// Whether as many characters as an encoder writes in a line come before this.
+fn is_after_a_line(text: &[u8], at: usize, run: usize) -> bool {
     let before = text.get(..at).unwrap_or(&[]);
-    // The escape may be escaped.
+    // The escape of a line break may be escaped.
     let slashes = before
         .iter()
         .rev()
@@ -257,8 +310,19 @@ fn is_of_an_encoder(text: &[u8], at: usize, next: &u8, run: usize) -> bool {
 }
 
 /// Whether base64 in any alphabet, or hexadecimal, has this character.
+#[inline(always)]
 fn is_of_an_alphabet(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"+/-_".contains(byte)
+    const ALPHABET: [bool; 256] = {
+        let mut alphabet = [false; 256];
+        let mut byte = 0;
+        while byte < 128u8 {
+            alphabet[byte as usize] =
+                byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_');
+            byte += 1;
+        }
+        alphabet
+    };
+    ALPHABET[usize::from(*byte)]
 }
 
 fn hex(digits: &[u8]) -> Option<u16> {
@@ -307,6 +371,18 @@ mod tests {
         assert_eq!(said(&format!("{line}\\r\\n{line}\\n{line}")), line.repeat(3));
         assert_eq!(said(&format!("{line}\\\\n{line}")), line.repeat(2));
         assert_eq!(said("two\nlines of\ntext"), "two\nlines of\ntext");
+        // Wherever they begin.
+        for before in 0..70 {
+            let before = "word ".repeat(14)[..before].to_owned() + " ";
+            let text = format!("{before}{line}\n{line}\r\nQUJD, and\nmore");
+            assert_eq!(said(&text), format!("{before}{line}{line}QUJD, and\nmore"));
+        }
+        for run in 0..LINE_CHARS {
+            let text = format!("{}\nQUJD", &line[..LINE_CHARS - run]);
+            assert_eq!(edits(text.as_bytes(), run, Escapes::default()).len(), 1, "{run}");
+            let text = format!("{}\nQUJD", &line[..LINE_CHARS - run - 1]);
+            assert_eq!(edits(text.as_bytes(), run, Escapes::default()).len(), 0, "{run}");
+        }
     }
 
     #[test]
