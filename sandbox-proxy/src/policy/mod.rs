@@ -5,6 +5,7 @@
 
 mod lines;
 mod matcher;
+mod network;
 mod parse;
 mod path;
 mod presets;

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use sandbox_core::host::HostName;
 use sandbox_core::policy::{RequestLine, Scheme};
 
+use super::network::{Network, truncate};
 use super::path::{BadPattern, Forms, PathPattern};
-use crate::{address, defence};
+use crate::defence;
 
 /// Protects the parser and the audit log from a rule that is no rule.
 const MAX_RULE_BYTES: usize = 512;
@@ -77,13 +78,6 @@ pub(super) enum Target {
     /// Names any number of labels below.
     Descendant(HostName),
     Network(Network),
-}
-
-/// Addresses that share their first bits. IPv4 and IPv6 never share a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Network {
-    address: IpAddr,
-    bits: u8,
 }
 
 /// A text that is no rule: where it stops being one, and what to write instead.
@@ -255,50 +249,6 @@ impl Rule {
     /// Whether its targets may be in special ranges: by option, or because it names nothing else.
     pub(super) fn permits_special_ranges(&self) -> bool {
         self.special_ranges || matches!(&self.target, Target::Network(network) if network.is_special())
-    }
-}
-
-impl Network {
-    fn new(address: IpAddr, bits: u8) -> Self {
-        Self {
-            address: truncate(address, bits),
-            bits,
-        }
-    }
-
-    pub(super) fn is_ipv4(self) -> bool {
-        self.address.is_ipv4()
-    }
-
-    /// Its first and last address as numbers.
-    pub(super) fn ends(self) -> (u128, u128) {
-        match self.address {
-            IpAddr::V4(first) => {
-                let rest = u32::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
-                (first.to_bits().into(), (first.to_bits() | rest).into())
-            }
-            IpAddr::V6(first) => {
-                let rest = u128::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
-                (first.to_bits(), first.to_bits() | rest)
-            }
-        }
-    }
-
-    fn is_special(self) -> bool {
-        address::network_is_special(self.address, self.bits)
-    }
-}
-
-fn truncate(address: IpAddr, bits: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
-            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
-            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
-        }
     }
 }
 

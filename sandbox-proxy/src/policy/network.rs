@@ -1,0 +1,57 @@
+//! Networks: addresses that share their first bits.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::address;
+
+/// Addresses that share their first bits. IPv4 and IPv6 never share a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Network {
+    pub(super) fn new(address: IpAddr, bits: u8) -> Self {
+        Self {
+            address: truncate(address, bits),
+            bits,
+        }
+    }
+
+    pub(super) fn is_ipv4(self) -> bool {
+        self.address.is_ipv4()
+    }
+
+    /// Its first and last address as numbers.
+    pub(super) fn ends(self) -> (u128, u128) {
+        match self.address {
+            IpAddr::V4(first) => {
+                let rest = u32::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                (first.to_bits().into(), (first.to_bits() | rest).into())
+            }
+            IpAddr::V6(first) => {
+                let rest = u128::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                (first.to_bits(), first.to_bits() | rest)
+            }
+        }
+    }
+
+    pub(super) fn is_special(self) -> bool {
+        address::network_is_special(self.address, self.bits)
+    }
+}
+
+/// The address with all but its first bits unset.
+pub(super) fn truncate(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
+            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
+            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+        }
+    }
+}
