@@ -216,3 +216,55 @@ async fn tunnel_to_port_80_is_read_as_http() {
         "no TLS on a plain port"
     );
 }
+
+#[tokio::test]
+async fn connect_whose_host_header_says_something_else_is_refused() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    let at = upstream.at("api.test");
+    for host in [
+        "Host: evil.test:443\r\n".to_owned(),
+        format!("Host: {at}\r\nHost: evil.test\r\n"),
+        format!("Host: {at}\r\nHost: {at}\r\n"),
+        "Host: api.test:1\r\n".to_owned(),
+    ] {
+        let answer = running.raw(format!("CONNECT {at} HTTP/1.1\r\n{host}\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{host:?} {answer}");
+    }
+    assert_eq!(upstream.connections(), 0);
+    for host in ["", "Host: api.test\r\n"] {
+        let answer = running.raw(format!("CONNECT {at} HTTP/1.1\r\n{host}\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host:?} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn only_plain_http_is_fetched() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("api.test");
+    for scheme in ["https", "ftp", "ws"] {
+        let answer = running
+            .raw(format!("GET {scheme}://{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{scheme} {answer}");
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn head_over_its_limit_is_refused_before_it_is_held() {
+    let upstream = Upstream::plain().await;
+    let running = open(&upstream).await;
+    let at = upstream.at("api.test");
+    let head = format!(
+        "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nA: {}\r\n\r\n",
+        "x".repeat(70 << 10)
+    );
+    let answer = running.raw(head).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    assert!(upstream.seen().is_empty());
+}
