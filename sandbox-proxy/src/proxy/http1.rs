@@ -71,9 +71,11 @@ where
     http.timer(TokioTimer::new())
         .header_read_timeout(holds("slow-head-timeout").then_some(limits::HEAD_TIME));
     if holds("request-head-bytes") {
-        http.max_buf_size(limits::HEAD_BYTES);
+        // A buffer that is full of one read may hold a longer head.
+        http.max_header_size(limits::HEAD_BYTES);
     }
-    http.auto_date_header(false)
+    http.max_buf_size(limits::HEAD_BYTES)
+        .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await
