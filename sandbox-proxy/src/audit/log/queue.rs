@@ -10,6 +10,7 @@ use sandbox_core::audit::{AuditDecision, AuditEvent};
 
 use super::AuditLogError;
 use crate::audit::chain::Head;
+use crate::defence::holds;
 
 /// Events that wait to be written: what a disk can stand still for at thousands in a second. Bounds memory, to some 30
 /// MiB if every text of every event is as long as may be.
@@ -70,7 +71,7 @@ impl Queue {
         let mut state = self.lock();
         if state.waiting.events.len() < CAPACITY && !state.is_over {
             state.waiting.events.push(Arc::clone(event));
-        } else {
+        } else if holds("audit-counts-lost") {
             state.waiting.lost.add(event);
         }
         if state.waiting.events.len() >= HIGH {
