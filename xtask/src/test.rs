@@ -25,7 +25,7 @@ use crate::{
 const CORE: &str = "core";
 
 /// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
-const PEERS: [&str; 11] = [
+const PEERS: [&str; 12] = [
     "bind9-dnsutils",
     "curl",
     "default-jdk-headless",
@@ -36,6 +36,7 @@ const PEERS: [&str; 11] = [
     "openssl",
     "python3",
     "python3-botocore",
+    "python3-requests",
     "python3-venv",
 ];
 
