@@ -49,7 +49,6 @@ pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
     }
     if parts.headers.contains_key(TRANSFER_ENCODING)
         && (parts.headers.contains_key(CONTENT_LENGTH) || parts.version < Version::HTTP_11)
-        && holds("one-length")
     {
         return Err(Refusal::bad_request("the request says its length in two ways"));
     }

@@ -63,21 +63,6 @@ async fn host_must_be_the_tunnels() {
 }
 
 #[tokio::test]
-async fn request_that_says_its_length_in_two_ways_is_refused() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = Running::managed(&upstream).await;
-    let at = upstream.at("api.test");
-    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
-    let head = format!(
-        "POST /body HTTP/1.1\r\nHost: {at}\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    );
-    tls.write_all(head.as_bytes()).await.unwrap();
-    let answer = read_all(&mut tls).await;
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert!(upstream.seen().is_empty());
-}
-
-#[tokio::test]
 async fn every_spelling_of_the_tunnels_host_is_one_and_upstream_sees_its_normal_form() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
