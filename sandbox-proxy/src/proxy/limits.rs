@@ -15,6 +15,8 @@
 //! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 64 MiB | 64 MiB |
 //! | together | | 232 MiB | 512 MiB |
 //!
+//! To this comes what a service with signatures collects of bodies to hash them, 64 MiB each (see `services::sign`).
+//!
 //! A guest that behaves holds next to nothing: buffers grow with what is under way.
 
 use std::time::Duration;
