@@ -211,4 +211,12 @@ mod tests {
         std::fs::write(directory.path().join("go"), "").unwrap();
         assert_eq!(fetch(&*source).await.unwrap(), "old");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn command_that_hangs_is_given_up() {
+        // The clock stands while something runs and jumps when all wait.
+        let error = fetch(&Command::new("sleep").args(["3"])).await.unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("did not end"), "{cause}");
+    }
 }
