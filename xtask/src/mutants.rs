@@ -120,6 +120,8 @@ fn tests(programs: &[PathBuf], directory: &Path, off: &str) -> Result<Outcome, T
             .current_dir(directory)
             .env("CARGO_MANIFEST_DIR", directory)
             .env("SANDBOX_MUTANT", off)
+            // What makes a mutant fail is no regression to keep.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
