@@ -1,4 +1,4 @@
-//! The egress proxy alone, for an ordinary process: `cargo run --example proxy_only -- curl -sS https://pypi.org`.
+//! The egress proxy alone, for an ordinary process: `cargo run --example proxy_only -- curl -sS https://docs.rs`.
 //!
 //! The child finds the proxy by its environment. Nothing keeps it from going around it: that is what a sandbox is for.
 

@@ -42,6 +42,7 @@ const MAX_RULES: usize = 1 << 20;
 /// | `api.example.com` | that name, port 443, through a tunnel (TLS) |
 /// | `*.example.com` | names exactly one label below; not `example.com` |
 /// | `**.example.com` | names any number of labels below; not `example.com` |
+/// | `.example.com` | `example.com` and names any number of labels below |
 /// | `**` | every name, but no target given as an address |
 /// | `db.example.com:5432` | that port, whatever is spoken there |
 /// | `example.com:8000-8999`, `example.com:*` | a range of ports, all ports |

@@ -3,7 +3,7 @@
 //! ```text
 //! rule    = [ methods SP ] [ ("http" / "https") "://" ] host [ ":" ports ] [ path ] [ SP "special-ranges" ]
 //! methods = METHOD *( "," METHOD )
-//! host    = "**" / [ "*." / "**." ] name / address [ "/" bits ] / "[" address "]" [ "/" bits ]
+//! host    = "**" / [ "*." / "**." / "." ] name / address [ "/" bits ] / "[" address "]" [ "/" bits ]
 //! ports   = "*" / port [ "-" port ]
 //! path    = "/" [ segment *( "/" segment ) ] [ "/" ]
 //! segment = "**" / "*" / text / [ text ] "*" [ text ]
@@ -77,6 +77,8 @@ pub(super) enum Target {
     Child(HostName),
     /// Names any number of labels below.
     Descendant(HostName),
+    /// A name and all names below.
+    Domain(HostName),
     Network(Network),
 }
 
@@ -370,6 +372,8 @@ impl<'a> Input<'a> {
             Target::Descendant
         } else if self.take("*.") {
             Target::Child
+        } else if self.take(".") {
+            Target::Domain
         } else {
             Target::Exact
         };

@@ -34,7 +34,7 @@ impl Preset {
     /// What software development needs.
     pub const BALANCED: Self = Self {
         name: "balanced",
-        version: 2,
+        version: 3,
         text: include_str!("presets/balanced.rules"),
     };
     /// Nothing.

@@ -120,7 +120,9 @@ impl Spec {
             (own, None) if own.contains('/') => false,
             ("**", None) => true,
             (own, None) => {
-                if let Some(parent) = own.strip_prefix("**.") {
+                if let Some(parent) = own.strip_prefix('.') {
+                    host == parent || below(parent).is_some()
+                } else if let Some(parent) = own.strip_prefix("**.") {
                     below(parent).is_some()
                 } else if let Some(parent) = own.strip_prefix("*.") {
                     below(parent) == Some(1)
@@ -232,6 +234,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         "a.t.test",
         "*.t.test",
         "**.t.test",
+        ".t.test",
         "**.test",
         "*.test",
         "**",

@@ -25,6 +25,8 @@ struct Node {
     child: Slot,
     /// About all names below.
     descendant: Slot,
+    /// About the name and all names below.
+    domain: Slot,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +53,7 @@ impl Names {
             Target::Exact(name) => (Some(name), |node| &mut node.exact),
             Target::Child(name) => (Some(name), |node| &mut node.child),
             Target::Descendant(name) => (Some(name), |node| &mut node.descendant),
+            Target::Domain(name) => (Some(name), |node| &mut node.domain),
             // A network is no name and is not looked for here.
             Target::AnyName | Target::Network(_) => (None, |node| &mut node.descendant),
         };
@@ -90,6 +93,7 @@ impl Names {
         let mut labels = name.as_str().rsplit('.');
         let mut at = 0;
         while let Some(node) = self.nodes.get(at as usize) {
+            visit(node.domain);
             match labels_left {
                 0 => {
                     visit(node.exact);
