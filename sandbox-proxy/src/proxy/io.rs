@@ -136,8 +136,10 @@ pub(crate) struct Prefixed<S> {
 
 impl<S> Prefixed<S> {
     pub(crate) fn new(prefix: impl Into<Bytes>, stream: S) -> Self {
+        let prefix = prefix.into();
         Self {
-            prefix: prefix.into(),
+            // What is left of a buffer that was read to its end still holds all of it.
+            prefix: if prefix.is_empty() { Bytes::new() } else { prefix },
             stream,
         }
     }
