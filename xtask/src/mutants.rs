@@ -21,7 +21,7 @@ const CRATE: &str = "sandbox-proxy";
 const ASKS: &str = "holds(\"";
 
 /// Tests that take longer than this with a defence off have noticed.
-const NOTICED: Duration = Duration::from_secs(120);
+const NOTICED: Duration = Duration::from_secs(300);
 
 /// How often a running test program is looked after.
 const LOOK: Duration = Duration::from_millis(20);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sandbox::{Rules, Service, sources};
-use sandbox_proxy::Proxy;
+use sandbox_proxy::{Limits, Proxy};
 use tokio::net::TcpListener;
 
 use super::{HOST, KEY, Result};
@@ -30,7 +30,8 @@ pub async fn serve(directory: &Path, port: u16, upstream: &[u16], intercept: boo
         .policy(Arc::new(rules))
         .resolve(HOST.parse()?, vec![Ipv4Addr::LOCALHOST.into()])
         .extra_root(std::fs::read(directory.join("upstream.pem"))?)
-        .max_connections(CONNECTIONS);
+        .max_connections(CONNECTIONS)
+        .limits(Limits::new().connections_per_host(CONNECTIONS));
     if intercept {
         builder = builder.credential(service, Arc::new(sources::Static::new(KEY)));
     }
