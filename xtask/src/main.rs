@@ -67,6 +67,12 @@ enum Task {
     Mutants {
         /// Only defences whose name contains this.
         filter: Option<String>,
+        /// Writes down which test noticed each.
+        #[arg(long)]
+        keep: bool,
+        /// Runs only the test that is written down.
+        #[arg(long, conflicts_with = "keep")]
+        quick: bool,
     },
     /// Builds all artefacts that are missing, or the named ones.
     Artifacts {
@@ -148,7 +154,7 @@ fn run(task: Task) -> Result<ExitCode, TaskError> {
             seconds,
             keep,
         } => fuzz::run(&terminal, filter.as_deref(), seconds, keep),
-        Task::Mutants { filter } => mutants::run(filter.as_deref()),
+        Task::Mutants { filter, keep, quick } => mutants::run(filter.as_deref(), keep, quick),
         Task::Bench { name, emulated } => bench::run(&terminal, name.as_deref(), emulated),
     }
 }

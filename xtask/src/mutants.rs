@@ -1,18 +1,22 @@
 //! `cargo xtask mutants`: switches each named defence of the proxy off in turn, and sees that some test then fails.
 //!
-//! The tests are compiled once, with the feature `mutants`; which defence does not hold is said by a variable.
+//! The tests are compiled once, with the feature `mutants`; which defence does not hold is said by a variable. Which test
+//! notices is kept in `sandbox-proxy/mutants.txt`, so that it can be run alone; where it no longer does, all are run.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::{cargo::compile, error::TaskError};
+use crate::{
+    cargo::{Program, compile},
+    error::TaskError,
+};
 
 /// The crate whose defences have names, from the root of the project.
 const CRATE: &str = "sandbox-proxy";
@@ -20,33 +24,32 @@ const CRATE: &str = "sandbox-proxy";
 /// How a defence is asked for in the source: `holds("NAME")`.
 const ASKS: &str = "holds(\"";
 
+/// Lines of defence, test program and test, beside the crate's source.
+const KEPT: &str = "mutants.txt";
+
 /// Tests that take longer than this with a defence off have noticed.
 const NOTICED: Duration = Duration::from_secs(300);
 
 /// How often a running test program is looked after.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What became of a run of all tests.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    /// Every test passed.
-    Passed,
-    /// The first test that failed, or how its program ended.
-    Failed(String),
-}
+/// A test that notices: its program's name and its own.
+type Witness = (String, String);
 
-/// Runs the mutants whose name contains `filter`, or all.
-pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode, TaskError> {
+/// Runs the mutants whose name contains `filter`, or all. Where the kept test does not notice, all tests are run, which
+/// takes a minute each, and with `keep`, which one noticed is written down. With `quick`, that is a failure at once.
+pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitCode, TaskError> {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(CRATE);
-    let names: Vec<String> = defences(&root.join("src"))?
-        .into_iter()
+    let all = defences(&root.join("src"))?;
+    let names: Vec<&String> = all
+        .iter()
         .filter(|name| filter.is_none_or(|part| name.contains(part)))
         .collect();
     if names.is_empty() {
         eprintln!("no defence has such a name");
         return Ok(ExitCode::FAILURE);
     }
-    let programs: Vec<PathBuf> = compile(&[
+    let programs = compile(&[
         "test",
         "--package",
         CRATE,
@@ -56,36 +59,55 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode, TaskError> {
         "--quiet",
         "--lib",
         "--tests",
-    ])?
-    .into_iter()
-    .map(|program| program.path)
-    .collect();
-
-    // What fails with every defence in force says nothing about any of them.
-    if let Outcome::Failed(test) = tests(&programs, &root, "")? {
-        eprintln!("{test} fails although every defence is in force: mend it first");
-        return Ok(ExitCode::FAILURE);
-    }
-    let mut survivors = 0;
+    ])?;
+    let path = root.join(KEPT);
+    let mut kept = witnesses(&fs::read_to_string(&path).unwrap_or_default());
+    kept.retain(|name, _| all.contains(name));
+    let mut survivors = Vec::new();
     for (number, name) in names.iter().enumerate() {
-        let noticed = match tests(&programs, &root, name)? {
-            Outcome::Failed(test) => test,
-            Outcome::Passed => {
-                survivors += 1;
-                "NO TEST NOTICED".to_owned()
-            }
+        let noticed = match kept.get(*name) {
+            Some(witness) if notices(&programs, &root, witness, name)? => Some(witness.clone()),
+            _ if quick => None,
+            _ => search(&programs, &root, name)?,
         };
-        println!("{:>3}/{} {name:<32} {noticed}", number + 1, names.len());
+        let shown = noticed.as_ref().map_or("NO TEST NOTICED", |(_, test)| test);
+        println!("{:>3}/{} {name:<32} {shown}", number + 1, names.len());
+        match noticed {
+            Some(witness) => drop(kept.insert((*name).clone(), witness)),
+            None => survivors.push(name.as_str()),
+        }
+    }
+    if keep {
+        let lines: String = kept
+            .iter()
+            .map(|(name, (program, test))| format!("{name} {program} {test}\n"))
+            .collect();
+        fs::write(&path, lines).map_err(TaskError::file("write", &path))?;
     }
     println!(
-        "{} defences switched off, {survivors} without a test that notices",
-        names.len()
+        "{} defences switched off, {} without a test that notices: {}",
+        names.len(),
+        survivors.len(),
+        survivors.join(" ")
     );
-    Ok(if survivors == 0 {
+    if quick && !survivors.is_empty() {
+        println!("`cargo xtask mutants --keep NAME` looks for one that does among all tests");
+    }
+    Ok(if survivors.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is kept of earlier runs, by defence.
+fn witnesses(text: &str) -> BTreeMap<String, Witness> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ').map(str::to_owned);
+            Some((words.next()?, (words.next()?, words.next()?)))
+        })
+        .collect()
 }
 
 /// The names of all defences that the source below `directory` asks for.
@@ -112,41 +134,67 @@ fn asked_for(source: &str) -> impl Iterator<Item = &str> {
         .filter_map(|rest| rest.split_once('"').map(|(name, _)| name))
 }
 
-/// Runs all test programs, the next one only where the one before passed.
-fn tests(programs: &[PathBuf], directory: &Path, off: &str) -> Result<Outcome, TaskError> {
+/// Whether this test fails with the defence off, and passes with it in force: else it says nothing about it.
+fn notices(programs: &[Program], directory: &Path, witness: &Witness, off: &str) -> Result<bool, TaskError> {
+    let (program, test) = witness;
+    let Some(program) = programs.iter().find(|other| other.name == *program) else {
+        return Ok(false);
+    };
+    let alone = ["--exact", test.as_str()];
+    Ok(failed(program, directory, &alone, off)?.is_some()
+        && failed(program, directory, &alone, "")?.is_none())
+}
+
+/// Runs all tests with the defence off until one has failed that passes with it in force.
+fn search(programs: &[Program], directory: &Path, off: &str) -> Result<Option<Witness>, TaskError> {
     for program in programs {
-        let shown = program.display().to_string();
-        let mut child = Command::new(program)
-            .current_dir(directory)
-            .env("CARGO_MANIFEST_DIR", directory)
-            .env("SANDBOX_MUTANT", off)
-            // What makes a mutant fail is no regression to keep.
-            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(TaskError::start(&shown))?;
-        let output = child.stdout.take();
-        let reader = thread::spawn(move || {
-            let mut text = Vec::new();
-            // What was read until an error is what there is to say.
-            let _ = output.map(|mut output| output.read_to_end(&mut text));
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        let passed = wait(&mut child).map_err(TaskError::start(&shown))?;
-        if passed == Some(true) {
-            continue;
+        for test in failed(program, directory, &[], off)?.unwrap_or_default() {
+            let witness = (program.name.clone(), test);
+            if notices(programs, directory, &witness, off)? {
+                return Ok(Some(witness));
+            }
         }
-        let text = if passed.is_some() {
-            reader.join().unwrap_or_default()
-        } else {
-            // Programs that its tests started may hold the pipe still.
-            "it took too long".to_owned()
-        };
-        return Ok(Outcome::Failed(first_failure(&text).unwrap_or(text)));
     }
-    Ok(Outcome::Passed)
+    Ok(None)
+}
+
+/// The tests that failed, or `None` where none did. Empty where the program said nothing in time.
+fn failed(
+    program: &Program,
+    directory: &Path,
+    arguments: &[&str],
+    off: &str,
+) -> Result<Option<Vec<String>>, TaskError> {
+    let shown = program.path.display().to_string();
+    let mut child = Command::new(&program.path)
+        .args(arguments)
+        .current_dir(directory)
+        .env("CARGO_MANIFEST_DIR", directory)
+        .env("SANDBOX_MUTANT", off)
+        // What makes a mutant fail is no regression to keep.
+        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(TaskError::start(&shown))?;
+    let output = child.stdout.take();
+    let reader = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What was read until an error is what there is to say.
+        let _ = output.map(|mut output| output.read_to_end(&mut text));
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    match wait(&mut child).map_err(TaskError::start(&shown))? {
+        // A test that is no more there has not passed.
+        Some(true) => {
+            let text = reader.join().unwrap_or_default();
+            Ok(text.contains(" 0 passed").then(Vec::new))
+        }
+        Some(false) => Ok(Some(failures(&reader.join().unwrap_or_default()))),
+        // Programs that its tests started may hold the pipe still.
+        None => Ok(Some(Vec::new())),
+    }
 }
 
 /// Whether a program ended well; `None` where it had to be ended.
@@ -165,16 +213,18 @@ fn wait(child: &mut Child) -> io::Result<Option<bool>> {
     }
 }
 
-/// The name in the first line `test NAME ... FAILED`.
-fn first_failure(output: &str) -> Option<String> {
-    let mut lines = output.lines();
-    lines.find_map(|line| {
-        Some(
-            line.strip_prefix("test ")?
-                .strip_suffix(" ... FAILED")?
-                .to_owned(),
-        )
-    })
+/// The names in lines `test NAME ... FAILED`.
+fn failures(output: &str) -> Vec<String> {
+    let lines = output.lines();
+    lines
+        .filter_map(|line| {
+            Some(
+                line.strip_prefix("test ")?
+                    .strip_suffix(" ... FAILED")?
+                    .to_owned(),
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -188,9 +238,16 @@ mod tests {
     }
 
     #[test]
-    fn first_failed_test_is_named() {
+    fn failed_tests_are_named() {
         let output = "test a ... ok\ntest b::c ... FAILED\ntest d ... FAILED\n";
-        assert_eq!(first_failure(output).as_deref(), Some("b::c"));
-        assert_eq!(first_failure("test a ... ok\n"), None);
+        assert_eq!(failures(output), ["b::c", "d"]);
+        assert_eq!(failures("test a ... ok\n"), [""; 0]);
+    }
+
+    #[test]
+    fn kept_witnesses_are_read() {
+        let kept = witnesses("one lib a::b\nbroken\n");
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept["one"], ("lib".to_owned(), "a::b".to_owned()));
     }
 }
