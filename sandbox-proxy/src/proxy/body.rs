@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::message;
 use super::pool::Checkin;
 use crate::audit::record::Record;
+use crate::defence::holds;
 use crate::scrub::Scrubber;
 use crate::scrub::coding::{DecodeError, Decoder, Step};
 use crate::services::bound::Bound;
@@ -174,6 +175,8 @@ pub(crate) enum ResponseBody {
 pub(crate) enum ResponseError {
     #[error(transparent)]
     Upstream(#[from] hyper::Error),
+    #[error("upstream gave the response up before its end")]
+    GivenUp,
     #[error(transparent)]
     Decode(#[from] DecodeError),
 }
@@ -182,6 +185,8 @@ pub(crate) enum ResponseError {
 #[derive(Debug)]
 pub(crate) struct Streamed {
     incoming: Incoming,
+    /// Whether it comes over HTTP/2, where the end of a body is said.
+    is_h2: bool,
     record: Arc<Record>,
     decoder: Option<Decoder>,
     /// What has come and is not decoded.
@@ -228,6 +233,7 @@ impl ResponseBody {
 impl Streamed {
     pub(crate) fn new(
         incoming: Incoming,
+        is_h2: bool,
         record: Arc<Record>,
         decoder: Option<Decoder>,
         scrubber: Option<Scrubber>,
@@ -237,6 +243,7 @@ impl Streamed {
         Self {
             ended: incoming.is_end_stream(),
             incoming,
+            is_h2,
             record,
             decoder,
             coded: Bytes::new(),
@@ -263,7 +270,9 @@ impl Streamed {
                 Poll::Ready(Err(error)) => {
                     self.ended = true;
                     match &error {
-                        ResponseError::Upstream(_) => self.record.outcome("upstream broke off the response"),
+                        ResponseError::Upstream(_) | ResponseError::GivenUp => {
+                            self.record.outcome("upstream broke off the response")
+                        }
                         ResponseError::Decode(error) => self.record.outcome(&error.to_string()),
                     }
                     return Poll::Ready(Some(Err(error)));
@@ -298,6 +307,10 @@ impl Streamed {
             let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                // A stream that is reset with `NO_ERROR` just ends in hyper, also where its end never came.
+                None if self.is_h2 && !self.incoming.is_end_stream() && holds("reset-is-no-end") => {
+                    return Poll::Ready(Err(ResponseError::GivenUp));
+                }
                 None => {
                     self.end = Some(End::Data);
                     self.check_in();

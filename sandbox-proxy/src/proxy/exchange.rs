@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use http::header::SET_COOKIE;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::sync::OwnedSemaphorePermit;
@@ -397,7 +397,8 @@ fn pass(
     if ended && let Some(checkin) = checkin.take() {
         checkin.done();
     }
-    let body = Streamed::new(incoming, Arc::clone(record), decoder, scrubber, checkin, permit);
+    let (record, is_h2) = (Arc::clone(record), parts.version == Version::HTTP_2);
+    let body = Streamed::new(incoming, is_h2, record, decoder, scrubber, checkin, permit);
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
 }
 

@@ -11,6 +11,7 @@ use sandbox_proxy::{Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::floods::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS, frame2};
 use crate::streaming::{Client, empty, streamed};
 use crate::support::*;
 
@@ -133,6 +134,62 @@ async fn body_that_is_not_whole_never_ends_well() {
                 .await;
             assert!(!event.outcome.is_empty(), "{answer:?} {event:?}");
         }
+    }
+}
+
+/// A server of HTTP/2 that answers the first request with half a body, sends its last frame with these flags, and then
+/// resets the stream with `NO_ERROR`.
+async fn resetting(last_flags: u8) -> (Running, String) {
+    let (ca_pem, config) = certificates(&["h2"]);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            stream.write_all(&frame2(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let [_, high, low, kind, _, id @ ..] = head;
+                let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+                stream.read_exact(&mut payload).await.unwrap();
+                if kind == HEADERS {
+                    let id = u32::from_be_bytes(id);
+                    // `:status: 200` (RFC 7541, appendix A).
+                    let answer = [
+                        frame2(HEADERS, END_HEADERS, id, &[0x88]),
+                        frame2(DATA, last_flags, id, b"half"),
+                        frame2(RST_STREAM, 0, id, &[0; 4]),
+                    ];
+                    stream.write_all(&answer.concat()).await.unwrap();
+                }
+            }
+        }
+    });
+    (managed(&at, ca_pem).await, at)
+}
+
+#[tokio::test]
+async fn stream_that_is_reset_without_an_error_is_whole_only_if_its_end_came() {
+    for is_h2 in [false, true] {
+        let (running, at) = resetting(0).await;
+        let mut client = Client::new(&running, &at, is_h2).await;
+        let request = Request::get(format!("https://{at}/x")).body(empty()).unwrap();
+        // All of it may be there before the first of it was sent on: then there is no head either.
+        if let Ok(response) = client.send(request).await {
+            let body = response.into_body().collect().await;
+            assert!(body.is_err(), "{is_h2} {body:?}");
+        }
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert_eq!(event.outcome, "upstream broke off the response");
+
+        let (running, at) = resetting(END_STREAM).await;
+        let whole = (StatusCode::OK, Ok(b"half".to_vec()));
+        assert_eq!(get(&running, &at, is_h2).await, whole);
     }
 }
 
