@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use http::header::SET_COOKIE;
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::sync::OwnedSemaphorePermit;
@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
 use super::websocket::{self, Asked, Opened};
-use super::{chain, limits, pool};
+use super::{chain, gate, limits, pool};
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::coding::Decoder;
@@ -94,6 +94,7 @@ async fn exchange(
     let client_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     let websocket = Asked::of(&mut parts, client_upgrade);
+    let is_plain_get = is_plain_get(&parts, &incoming);
     parts.extensions.clear();
     message::check(&parts, route)?;
     if websocket.is_some() {
@@ -174,7 +175,7 @@ async fn exchange(
     }
     let response = pass(inner, route, response, checkin, record, permit)?;
     match issuer {
-        Some(bound) => note_tokens(&bound, response).await,
+        Some(bound) => note_tokens(&bound, response, is_plain_get).await,
         None => Ok(response),
     }
 }
@@ -187,12 +188,19 @@ fn keep_session(response: &mut Response<Incoming>, is_managed: bool) {
     }
 }
 
-/// Remembers the tokens that a service gives to the sandbox.
+/// Whether a request says who asks in its head alone. By `POST`, a token server gives a token to whoever the body names,
+/// and the body is the client's own.
+fn is_plain_get(parts: &Parts, body: &Incoming) -> bool {
+    parts.method == Method::GET && body.is_end_stream() && !parts.headers.keys().any(gate::is_override)
+}
+
+/// Remembers the tokens that a service gives to the sandbox, if they are known to be for the managed credential.
 async fn note_tokens(
     bound: &Bound,
     response: Response<ResponseBody>,
+    is_plain_get: bool,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = timeout(
         limits::RESPONSE_TIME,
         Limited::new(body, issued::MAX_ANSWER_BYTES).collect(),
@@ -203,9 +211,15 @@ async fn note_tokens(
             "the token server's answer did not come, or is too long",
         ));
     };
-    let answer = answer.to_bytes();
-    if parts.status == StatusCode::OK {
+    let mut answer = answer.to_bytes();
+    if parts.status == StatusCode::OK && (is_plain_get || !holds("issued-tokens-by-get")) {
         bound.tokens.note(&answer);
+    }
+    if let Some(rest) = issued::without_refresh_token(&answer)
+        && holds("no-refresh-tokens")
+    {
+        message::set_decoded(&mut parts.headers);
+        answer = rest.into();
     }
     Ok(Response::from_parts(parts, ResponseBody::whole(answer)))
 }

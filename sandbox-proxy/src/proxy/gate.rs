@@ -210,7 +210,7 @@ impl Asked<'_> {
 
 /// Headers by which some servers take another method or path than the request's, as `X-HTTP-Method-Override`. Many
 /// of them do not tell `_` from `-`.
-fn is_override(name: &HeaderName) -> bool {
+pub(super) fn is_override(name: &HeaderName) -> bool {
     const OVERRIDES: [&str; 6] = [
         "x-http-method-override",
         "x-http-method",

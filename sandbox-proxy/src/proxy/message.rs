@@ -32,6 +32,11 @@ const MESSAGE_CODINGS: [HeaderName; 2] = [
 ];
 /// Asks for the difference to an earlier response (RFC 3229).
 const DELTA: HeaderName = HeaderName::from_static("a-im");
+/// Other names of `Range`, which some servers know.
+const OTHER_RANGES: [HeaderName; 2] = [
+    HeaderName::from_static("request-range"),
+    HeaderName::from_static("x-ms-range"),
+];
 /// Sums of the content or of the coded representation (RFC 1864, RFC 3230, RFC 9530).
 const DIGESTS: [&str; 4] = ["content-md5", "digest", "content-digest", "repr-digest"];
 /// Would send the client to a port or protocol that does not exist here.
@@ -142,6 +147,9 @@ pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool, compressed: 
         headers.remove(RANGE);
         headers.remove(IF_RANGE);
         headers.remove(DELTA);
+        for name in OTHER_RANGES {
+            headers.remove(name);
+        }
     }
     let identity = HeaderValue::from_static("identity");
     // A part of a compressed response cannot be decoded.

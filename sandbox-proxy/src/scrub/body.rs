@@ -38,7 +38,7 @@ impl Scrubber {
             0 => 0,
             settled => self.hold.len() + settled,
         };
-        let old = (self.hold.len() + data.len()).saturating_sub(patterns.tail());
+        let old = patterns.older(self.hold.len() + data.len());
         self.hold.pass(&patterns, data, settled.max(old))
     }
 

@@ -94,6 +94,17 @@ fn secret_is_filled_in_every_form_at_every_alignment() {
 }
 
 #[test]
+fn stream_of_single_bytes_is_not_searched_for_each_of_them() {
+    let mut scrubber = scrubber(&[SECRET], Framing::Unknown);
+    let sizes: Vec<_> = (0..10_000)
+        .map(|_| scrubber.data(Bytes::from_static(b"x")).concat().len())
+        .filter(|size| *size > 0)
+        .collect();
+    assert!(sizes.iter().all(|size| *size > 50), "{sizes:?}");
+    assert!(sizes.iter().sum::<usize>() > 9_000);
+}
+
+#[test]
 fn secret_is_filled_in_both_orders_of_utf16() {
     for order in [u16::to_le_bytes, u16::to_be_bytes] {
         let text: Vec<u8> = format!("<{SECRET}>").encode_utf16().flat_map(order).collect();

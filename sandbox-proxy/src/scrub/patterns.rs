@@ -14,6 +14,8 @@ use crate::defence::holds;
 const BYTES_PER_BYTE: usize = 7;
 /// What waits at the end of a stream is a multiple of this, so that it tells little about the secret's characters.
 const TAIL_STEP: usize = 128;
+/// What goes out of a long stream at once is at least this part of the tail, so that a byte is searched a few times at most.
+const TAILS_PER_BATCH: usize = 4;
 
 /// Secrets in every form that is looked for.
 #[derive(Default)]
@@ -48,6 +50,17 @@ impl Patterns {
             return 0;
         }
         (self.reach + view::ESCAPE_BYTES).next_multiple_of(TAIL_STEP)
+    }
+
+    /// How many of so many bytes that wait can go out. They go in batches: for each, all that waits is searched again, which
+    /// for a server that sends one byte at a time would be all of a tail for each byte.
+    pub(super) fn older(&self, waiting: usize) -> usize {
+        let tail = self.tail();
+        let older = waiting.saturating_sub(tail);
+        if older < tail / TAILS_PER_BATCH && holds("scrub-batches") {
+            return 0;
+        }
+        older
     }
 
     /// Replaces secrets in header values. A value that holds one is made anew; a header that has one in its name goes.

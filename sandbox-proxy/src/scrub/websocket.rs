@@ -101,7 +101,7 @@ impl Messages {
             }
         }
         let patterns = self.secrets.patterns();
-        let old = self.hold.len().saturating_sub(patterns.tail());
+        let old = patterns.older(self.hold.len());
         let old = self.hold.release(&patterns, old);
         self.clean.extend_from_slice(&old);
         Ok(self.go_out())

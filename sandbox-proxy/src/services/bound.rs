@@ -87,7 +87,7 @@ impl Bound {
             let claim = sign::claim(parts, &self.service, target.0, *of_aws)?;
             let issued = self.issue(target, sandbox).await?;
             secrets.remember_all(&self.name, issued.secrets());
-            let signing = Signing::new(claim, issued.credential, Arc::clone(&self.room), *of_aws);
+            let signing = Signing::new(claim, issued.credential, Arc::clone(&self.room));
             let kind = || InjectError::Kind(self.service.name().to_owned());
             return Ok((Injected::Managed, Some(Box::new(signing.ok_or_else(kind)?))));
         }

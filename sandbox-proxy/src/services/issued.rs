@@ -25,6 +25,14 @@ struct Answer {
     access_token: Option<String>,
 }
 
+/// The answer without the refresh token in it, if it has one (`offline_token` of Docker's token authentication): that
+/// one does not end after some minutes, and opens as much as the credential outside the sandbox, too.
+pub(crate) fn without_refresh_token(answer: &[u8]) -> Option<Vec<u8>> {
+    let mut answer: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(answer).ok()?;
+    answer.remove("refresh_token")?;
+    serde_json::to_vec(&answer).ok()
+}
+
 impl Tokens {
     /// Remembers the tokens in an answer, if it is one.
     pub(crate) fn note(&self, answer: &[u8]) {
@@ -72,5 +80,13 @@ mod tests {
         }
         assert!(!tokens.has("a") && tokens.has("t0"));
         assert!(!format!("{tokens:?}").contains("t0"));
+    }
+
+    #[test]
+    fn refresh_token_is_taken_out_however_often_it_stands_there() {
+        let answer = br#"{"refresh_token": "r", "token": "a", "refresh\u005ftoken": "s", "expires_in": 300}"#;
+        let rest = without_refresh_token(answer).unwrap();
+        assert_eq!(rest, br#"{"expires_in":300,"token":"a"}"#);
+        assert_eq!(without_refresh_token(br#"{"token": "a"}"#), None);
     }
 }

@@ -16,7 +16,7 @@ use crate::defence::holds;
 
 /// Headers by which some servers and their front ends take another host or target than that of the request. A request
 /// with a credential is for the host that it is bound to and no other.
-const OVERRIDES: [HeaderName; 8] = [
+const OVERRIDES: [HeaderName; 10] = [
     HeaderName::from_static("forwarded"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-server"),
@@ -24,6 +24,8 @@ const OVERRIDES: [HeaderName; 8] = [
     HeaderName::from_static("x-original-host"),
     HeaderName::from_static("x-http-host-override"),
     HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-forwarded-uri"),
     HeaderName::from_static("x-rewrite-url"),
 ];
 
@@ -53,15 +55,15 @@ pub(crate) fn strip(headers: &mut HeaderMap, service: &Service) {
     if !holds("client-credential-headers") {
         return;
     }
-    let places: Vec<_> = headers
-        .keys()
-        .filter(|name| is_place(name, service))
-        .cloned()
-        .collect();
-    for name in places {
+    remove(headers, |name| is_place(name, service));
+    strip_protocols(headers, service);
+}
+
+fn remove(headers: &mut HeaderMap, is_meant: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<_> = headers.keys().filter(|name| is_meant(name)).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
-    strip_protocols(headers, service);
 }
 
 /// Takes out of a request's trailers what a receiver that merges them into headers would take for the client's
@@ -76,9 +78,7 @@ pub(crate) fn strip_trailers(trailers: &mut HeaderMap, service: &Service) {
 /// Takes out what names another host than the request is for.
 pub(crate) fn strip_overrides(headers: &mut HeaderMap) {
     if holds("host-overrides") {
-        for name in &OVERRIDES {
-            headers.remove(name);
-        }
+        remove(headers, |name| OVERRIDES.iter().any(|other| is_like(name, other)));
     }
 }
 
@@ -91,7 +91,7 @@ fn strip_protocols(headers: &mut HeaderMap, service: &Service) {
     let kept: Vec<_> = protocols(headers)
         .filter(|protocol| credential_in(protocol, service).is_none())
         .collect();
-    let kept = HeaderValue::try_from(kept.join(", "))
+    let kept = HeaderValue::try_from(kept.join(&b", "[..]))
         .ok()
         .filter(|kept| !kept.is_empty());
     match kept {
@@ -100,46 +100,39 @@ fn strip_protocols(headers: &mut HeaderMap, service: &Service) {
     }
 }
 
-/// The subprotocols that a client offers. What is no text is none that anybody speaks.
-fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// The subprotocols that a client offers, as bytes: one that is no text does not hide those beside it.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(SEC_WEBSOCKET_PROTOCOL)
         .into_iter()
-        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|protocol| !protocol.is_empty())
 }
 
 /// The credential in a subprotocol, if it is one of those that are one.
-fn credential_in<'a>(protocol: &'a str, service: &Service) -> Option<&'a str> {
+fn credential_in<'a>(protocol: &'a [u8], service: &Service) -> Option<&'a [u8]> {
     service.stripped_protocols.iter().find_map(|start| {
         let (head, rest) = protocol.split_at_checked(start.len())?;
-        head.eq_ignore_ascii_case(start).then_some(rest)
+        head.eq_ignore_ascii_case(start.as_bytes()).then_some(rest)
     })
 }
 
 /// Whether a header is one in which clients send credentials. Servers behind CGI and its heirs (RFC 3875 §4.1.18)
-/// cannot tell `x_api_key` from `x-api-key`.
+/// cannot tell `x_api_key` from `x-api-key`, and some not `x.api.key`.
 pub(super) fn is_place(name: &HeaderName, service: &Service) -> bool {
     service.stripped_headers.iter().any(|place| is_like(name, place))
 }
 
 fn is_like(name: &HeaderName, place: &HeaderName) -> bool {
-    let alike = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    let alike = |(a, b): (u8, u8)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
     place.as_str().len() == name.as_str().len()
         && name.as_str().bytes().zip(place.as_str().bytes()).all(alike)
 }
 
 /// Takes out a header however it is spelled: the source of a credential chose it, so that the service does not know it.
 pub(super) fn strip_header(headers: &mut HeaderMap, place: &HeaderName) {
-    let alike: Vec<_> = headers
-        .keys()
-        .filter(|name| is_like(name, place))
-        .cloned()
-        .collect();
-    for name in alike {
-        headers.remove(name);
-    }
+    remove(headers, |name| is_like(name, place));
 }
 
 /// Whether anything but a placeholder stands where credentials go.
@@ -157,7 +150,7 @@ pub(super) fn hold_clients_own(parts: &Parts, service: &Service) -> bool {
     });
     let in_protocols = protocols(&parts.headers)
         .filter_map(|protocol| credential_in(protocol, service))
-        .any(|credential| find(credential.as_bytes(), service).is_none());
+        .any(|credential| find(credential, service).is_none());
     in_headers || in_query || in_protocols
 }
 

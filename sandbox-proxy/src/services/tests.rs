@@ -113,12 +113,26 @@ fn headers_that_name_another_host_do_not_go_out_with_a_credential() {
         ("x-forwarded-host", "evil.test"),
         ("forwarded", "host=evil.test"),
         ("x-original-url", "/admin"),
+        ("x-original-uri", "/admin"),
+        ("x_forwarded_host", "evil.test"),
+        ("x.rewrite_url", "/admin"),
         ("accept", "*/*"),
     ];
     let mut parts = request("/", sent);
     inject(&mut parts, &service, "managed").unwrap();
     let names: Vec<_> = parts.headers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["accept", "authorization"]);
+}
+
+#[test]
+fn header_of_a_service_is_found_whatever_stands_between_its_words() {
+    let service = Service::custom("x").header("api.test", "api_key");
+    for name in ["api-key", "api_key", "api.key", "api~key"] {
+        let mut parts = request("/", &[(name, "mine"), ("apiXkey", "else")]);
+        inject(&mut parts, &service, "managed").unwrap();
+        assert_eq!(parts.headers.len(), 2, "{name}");
+        assert_eq!(parts.headers["api_key"], "managed");
+    }
 }
 
 #[test]
@@ -152,6 +166,11 @@ fn credentials_among_subprotocols_are_stripped_or_left_as_the_service_says() {
     inject(&mut parts, &service, "managed").unwrap();
     let left: Vec<_> = parts.headers.get_all("sec-websocket-protocol").iter().collect();
     assert_eq!(left, ["realtime, v1"]);
+    // Bytes that are no text hide nothing beside them.
+    let value = http::HeaderValue::from_bytes(b"v1, api-key.mine, \xff").unwrap();
+    parts.headers.insert("sec-websocket-protocol", value);
+    inject(&mut parts, &service, "managed").unwrap();
+    assert_eq!(parts.headers["sec-websocket-protocol"].as_bytes(), b"v1, \xff");
     let alone = &[("sec-websocket-protocol", "api-key.mine")];
     let mut parts = request("/", alone);
     inject(&mut parts, &service, "managed").unwrap();

@@ -127,13 +127,15 @@ async fn clients_own_credential_does_not_turn_the_scrubber_off() {
         .header("host", &at)
         .header("x-api-key", "mine")
         .header("range", "bytes=0-7")
+        .header("request-range", "bytes=0-7")
+        .header("x-ms-range", "bytes=0-7")
         .body(Full::new(Bytes::from(format!("was {SECRET}"))))
         .unwrap();
     let answer = text(&send(&mut client, own).await);
     assert!(answer.starts_with("was ") && !holds_secret(&answer), "{answer}");
     let seen = upstream.last();
     assert_eq!(seen.headers["x-api-key"], "mine");
-    assert!(!seen.headers.contains_key("range"));
+    assert!(seen.headers.keys().all(|name| !name.as_str().contains("range")));
 }
 
 #[tokio::test]

@@ -259,9 +259,19 @@ async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
     let echoed = send(&mut client, get(&auth, "/echo", &[])).await;
     assert!(!holds_secret(&text(&echoed)), "{}", text(&echoed));
     // Only what the token server gave to this sandbox passes: nobody brings a token of their own.
-    let given = Request::post("/body").header("host", &auth);
-    let given = given.body(Full::from(r#"{"token": "eyJ0.e30.c2ln"}"#)).unwrap();
-    assert!(text(&send(&mut client, given).await).contains("eyJ0"));
+    let answer = r#"{"token": "eyJ0.e30.c2ln", "refresh_token": "lasts-for-ever"}"#;
+    let given = send(&mut client, get(&auth, "/given", &[("x-given", answer)])).await;
+    assert_eq!(text(&given), r#"{"token":"eyJ0.e30.c2ln"}"#);
+    // Who asks says the body of a `POST` (`grant_type=password`), which is the client's own.
+    let own = Request::post("/body").header("host", &auth);
+    let own = own.body(Full::from(r#"{"token": "mine"}"#)).unwrap();
+    send(&mut client, own).await;
+    for (name, value) in [("x-http-method-override", "POST"), ("content-length", "1")] {
+        let own = Request::get("/given").header("host", &auth).header(name, value);
+        let own = own.header("x-given", r#"{"token": "mine"}"#);
+        let body = if name == "content-length" { "x" } else { "" };
+        send(&mut client, own.body(Full::from(body)).unwrap()).await;
+    }
     let mut client = running.h1(&registry).await;
     let issued = "Bearer eyJ0.e30.c2ln";
     send(&mut client, get(&registry, "/v2/", &[("authorization", issued)])).await;

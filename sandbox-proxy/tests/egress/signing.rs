@@ -244,7 +244,7 @@ async fn curl_with_placeholder_keys_is_signed_again_over_both_versions() {
         let ca = directory.path().join("ca.pem");
         std::fs::write(&ca, running.proxy.ca_pem().unwrap()).unwrap();
         let output = Command::new("curl")
-            .args(["-sS", "--aws-sigv4", "aws:amz:eu-west-1:sts", "--user"])
+            .args(["-sS", "--aws-sigv4", "aws:amz:eu-west-1:service", "--user"])
             .arg(format!("{PLACEHOLDER}:nothing"))
             .args(["-d", "Action=GetCallerIdentity&Version=2011-06-15"])
             .arg(format!("https://{}/body?b=2&a=1", upstream.at("api.test")))
@@ -429,8 +429,15 @@ async fn requests_that_cannot_be_signed_never_go_out_and_are_refused_for_good() 
     let good = claimed("host");
     let ecdsa = good.replace("HMAC-SHA256", "ECDSA-P256-SHA256");
     let events = "STREAMING-AWS4-HMAC-SHA256-EVENTS";
+    let sts = good.replace("/s3/", "/sts/");
     for (path, headers, why) in [
         ("/", vec![], "not signed"),
+        // Stores of other makers give keys, too.
+        (
+            "/?Action=AssumeRole",
+            vec![("authorization", &*sts)],
+            "keys of its own",
+        ),
         (
             "/",
             vec![("authorization", &*good), ("authorization", &*good)],

@@ -19,6 +19,8 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 const DEFLATE_MEMORY: usize = 112 << 10;
 /// Tables of a brotli reader, beside its window.
 const BROTLI_TABLES: usize = 256 << 10;
+/// Writes of a step that give nothing: a member of gzip can be empty, and takes 20 bytes and a new reader.
+const MAX_WRITES: usize = 32;
 /// Output that is smaller is copied out of its buffer, so that it does not hold all of it.
 const SMALL_OUTPUT: usize = STEP_BYTES / 4;
 
@@ -168,7 +170,12 @@ impl Reader {
 
 /// The stream takes a step's worth at a time, and gives the rest of it when it is flushed.
 fn gzip(stream: &mut MultiGzDecoder<Vec<u8>>, input: &mut Bytes) -> Option<Vec<u8>> {
+    let mut writes = 0;
     while !input.is_empty() && stream.get_ref().is_empty() {
+        if writes == MAX_WRITES && holds("gzip-members") {
+            return Some(Vec::new());
+        }
+        writes += 1;
         let taken = stream.write(input).ok()?;
         if taken == 0 {
             return None;

@@ -153,6 +153,23 @@ fn bombs_come_in_small_steps_and_take_little_memory() {
 }
 
 #[test]
+fn others_get_their_turn_while_a_stream_decodes_to_nothing() {
+    for empty in [gzip(b""), zstd(b"")] {
+        let coding = if empty.starts_with(&[0x1f]) {
+            Coding::Gzip
+        } else {
+            Coding::Zstd
+        };
+        let mut decoder = Decoder::new(&[coding], &budget(), false);
+        let mut input = Bytes::from(empty.repeat(20_000));
+        assert_eq!(decoder.step(&mut input), Ok(Step::Yield), "{coding:?}");
+        assert!(!input.is_empty());
+        while decoder.step(&mut input).unwrap() != Step::Hungry {}
+        assert_eq!(decoder.finish().unwrap(), "");
+    }
+}
+
+#[test]
 fn stacked_codings_are_undone_in_turn_and_bounded() {
     let names = |text: &'static str| Coding::all(text.split(", "));
     let text = "some text ".repeat(5000);

@@ -1,6 +1,8 @@
 //! AWS: its hosts, which of them a signature may be for, and what a sandbox may not ask of them.
 
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
 use sandbox_core::host::Host;
 
 use super::canonical::decode;
@@ -69,7 +71,8 @@ impl Service {
     }
 
     /// A host that takes AWS Signature Version 4, for instance a store that speaks S3. Credentials for it are
-    /// [`Credential::Aws`](sandbox_core::Credential::Aws).
+    /// [`Credential::Aws`](sandbox_core::Credential::Aws). Requests for keys of its own are not signed here either, where
+    /// they are for `sts` or `iam` as AWS has them.
     #[must_use]
     pub fn sigv4(self, host: &str) -> Self {
         self.endpoint(host, Vec::new(), Placement::SigV4 { of_aws: false })
@@ -180,7 +183,7 @@ pub(crate) enum Keys {
 
 impl Keys {
     pub(super) fn of(claim: &Claim) -> Option<Self> {
-        match claim.service.as_str() {
+        match claim.service.to_ascii_lowercase().as_str() {
             "sts" => Some(Self::Sts),
             "iam" => Some(Self::Iam),
             "s3express" => Some(Self::S3Express),
@@ -198,7 +201,7 @@ impl Keys {
         };
         let is_form = parts.uri.path() == "/" && !parts.headers.contains_key("x-amz-target");
         let actions = body
-            .filter(|_| is_form)
+            .filter(|body| is_form && (body.is_empty() || is_plain_form(&parts.headers)))
             .map(|body| actions(parts.uri.query().unwrap_or("").as_bytes(), body));
         let may = match (self, actions.as_deref()) {
             (Self::Sts, Some([action])) => STS_ACTIONS.contains(&action.as_str()),
@@ -214,6 +217,18 @@ impl Keys {
             service: service.to_owned(),
         })
     }
+}
+
+/// Whether a body is a form that reads here as it does there: not compressed, in no other characters than UTF-8.
+fn is_plain_form(headers: &HeaderMap) -> bool {
+    let is_form = |value: &HeaderValue| {
+        let text = value.to_str().unwrap_or("?").to_ascii_lowercase();
+        let (kind, parameters) = text.split_once(';').unwrap_or((&text, ""));
+        kind.trim() == "application/x-www-form-urlencoded"
+            && matches!(parameters.trim(), "" | "charset=utf-8" | "charset=\"utf-8\"")
+    };
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    types.next().is_none_or(is_form) && types.next().is_none() && !headers.contains_key(CONTENT_ENCODING)
 }
 
 /// The actions that a request names, in its query and as a form.

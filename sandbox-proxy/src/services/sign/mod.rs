@@ -89,18 +89,11 @@ pub(crate) struct Signing {
     secret: SecretString,
     token: Option<SecretString>,
     room: Arc<Semaphore>,
-    /// Whether AWS's own rules hold for the host.
-    of_aws: bool,
 }
 
 impl Signing {
     /// Signs for `claim` with these keys; `None` where the credential is of another kind.
-    pub(crate) fn new(
-        claim: Claim,
-        credential: Credential,
-        room: Arc<Semaphore>,
-        of_aws: bool,
-    ) -> Option<Self> {
+    pub(crate) fn new(claim: Claim, credential: Credential, room: Arc<Semaphore>) -> Option<Self> {
         match credential {
             Credential::Aws {
                 access_key_id,
@@ -112,7 +105,6 @@ impl Signing {
                 secret: secret_access_key,
                 token: session_token,
                 room,
-                of_aws,
             }),
             _ => None,
         }
@@ -127,7 +119,8 @@ impl Signing {
         host: &HeaderValue,
         now: SystemTime,
     ) -> Result<RequestBody, SignError> {
-        let of_keys = Keys::of(&self.claim).filter(|_| self.of_aws);
+        // Stores of other makers give keys to whoever asks as AWS does.
+        let of_keys = Keys::of(&self.claim);
         let payload = self.claim.payload(parts)?;
         // What asks for keys says so in a body that has to be seen.
         let text = match &payload {

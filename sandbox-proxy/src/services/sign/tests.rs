@@ -48,7 +48,7 @@ fn signing(claim: Claim, id: &str, secret: &str, token: Option<&str>) -> Signing
         secret_access_key: secret.to_owned().into(),
         session_token: token.map(|token| token.to_owned().into()),
     };
-    Signing::new(claim, keys, payload::room(), false).unwrap()
+    Signing::new(claim, keys, payload::room()).unwrap()
 }
 
 /// The signature of a request as AWS's suite has them.
@@ -556,6 +556,16 @@ fn keys_are_not_asked_for() {
     ));
     assert!(check(Keys::Sts, "/?Action=GetCallerIdentity", &[], Some("")));
     assert!(check(Keys::Iam, "/", &[], Some("Action=ListUsers")));
+    let form = "application/x-www-form-urlencoded; charset=utf-8";
+    assert!(check(
+        Keys::Iam,
+        "/",
+        &[("content-type", form)],
+        Some("Action=ListUsers")
+    ));
+    let upper = claimed("STS", "host");
+    let claim = Claim::read(&request("POST", "/", &[("authorization", &upper)])).unwrap();
+    assert_eq!(Keys::of(&claim), Some(Keys::Sts));
     for (keys, target, headers, body) in [
         (Keys::Sts, "/", &[][..], Some("Action=AssumeRole")),
         (
@@ -584,6 +594,22 @@ fn keys_are_not_asked_for() {
             "/",
             &[("x-amz-target", "x.AssumeRole")],
             Some("Action=GetCallerIdentity"),
+        ),
+        // In other characters, or compressed, the body can name another.
+        (
+            Keys::Sts,
+            "/?Action=GetCallerIdentity",
+            &[(
+                "content-type",
+                "application/x-www-form-urlencoded; charset=ibm037",
+            )],
+            Some("%C1%83%A3%89%96%95=%C1%A2%A2%A4%94%85%D9%96%93%85"),
+        ),
+        (
+            Keys::Sts,
+            "/?Action=GetCallerIdentity",
+            &[("content-encoding", "gzip")],
+            Some("compressed"),
         ),
         (Keys::Iam, "/", &[], Some("Action=createaccesskey")),
         (Keys::Iam, "/", &[], Some("Action=CreateAccessKey")),
