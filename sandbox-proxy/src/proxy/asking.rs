@@ -18,6 +18,9 @@ use crate::defence;
 const MAX_OPEN: usize = 32;
 /// Remembered answers of one sandbox; further ones hold once. Bounds memory where paths are asked about.
 const MAX_REMEMBERED: usize = 4096;
+/// Method and path of a question whose answer is remembered, in bytes; that to a longer one holds once. Bounds the same
+/// memory: a head may be 32 times as long.
+const MAX_REMEMBERED_BYTES: usize = 2 << 10;
 
 /// What came of asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +152,7 @@ impl State {
     fn remember(&mut self, holds: Holds, question: &Question, allows: bool) {
         let key = match holds {
             Holds::Once => return,
+            Holds::Question if is_long(question) && defence::holds("remembered-bytes") => return,
             Holds::Question => (holds, question.clone()),
             Holds::Target => target(question.clone()),
         };
@@ -156,6 +160,11 @@ impl State {
             self.remembered.insert(key, allows);
         }
     }
+}
+
+fn is_long(question: &Question) -> bool {
+    let request = question.request.as_ref();
+    request.is_some_and(|(method, path)| method.len() + path.len() > MAX_REMEMBERED_BYTES)
 }
 
 fn target(question: Question) -> (Holds, Question) {
@@ -173,5 +182,32 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl fmt::Debug for Asking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Asking").field(&self.approver).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbox_core::policy::Scheme;
+
+    use super::*;
+
+    #[test]
+    fn answers_to_long_questions_are_not_remembered_but_for_their_target() {
+        let question = |length: usize| Question {
+            sandbox: "one".parse().unwrap(),
+            host: "ask.test".parse().unwrap(),
+            port: 443,
+            scheme: Scheme::Tunnel,
+            request: Some(("GET".to_owned(), "/".repeat(length))),
+            rule: "ask ask.test".to_owned(),
+        };
+        let (short, long) = (question(100), question(MAX_REMEMBERED_BYTES));
+        let mut state = State::default();
+        for question in [&short, &long] {
+            state.remember(Holds::Question, question, true);
+        }
+        assert_eq!((state.recall(&short), state.recall(&long)), (Some(true), None));
+        state.remember(Holds::Target, &long, false);
+        assert_eq!(state.recall(&long), Some(false));
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! All sandboxes of a process and the program around them share one table of descriptors (`RLIMIT_NOFILE`). A
 //! [`Quota`] bounds one sandbox's part of one kind. The [`Ledger`] bounds all of them together, and lets nobody
-//! hold more than is left free: one greedy guest gets half at most, a second one a third, and the next sandbox
-//! always finds room without anything being taken back.
+//! hold more than is left free: one greedy guest gets half at most, a second one half of the rest, and so on, without
+//! anything being taken back. So a few greedy guests leave room for the next sandbox; where as many are greedy as the
+//! total can be halved (seven, with the 1024 descriptors that many systems start with), nothing is left for another.
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
