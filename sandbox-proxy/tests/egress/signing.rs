@@ -41,7 +41,7 @@ name = 'a b+c/\u00fc~(1)/x..y.txt'
 ask(s3.put_object, Bucket='bucket', Key=name, Body=b'unsigned' * 1000, Metadata={'note': '  two   words '})
 ask(hashed.put_object, Bucket='bucket', Key=name, Body=b'hashed' * 1000)
 ask(s3.list_objects_v2, Bucket='bucket', Prefix='x y/+&=\u00fc', Delimiter='/')
-ask(make('dynamodb').put_item, TableName='t', Item={'k': {'S': 'v' * 200000}})
+ask(make('dynamodb').put_item, TableName='table', Item={'k': {'S': 'v' * 200000}})
 ask(make('sts').get_caller_identity)
 presigning = session.create_client('s3', region_name='eu-west-1', endpoint_url=endpoint,
     config=Config(signature_version='s3v4', s3={'addressing_style': 'path'}))

@@ -623,7 +623,8 @@ async fn ssh_through_a_tunnel_speaks_both_ways() {
             stream.set_nonblocking(false).unwrap();
             let input = Stdio::from(std::os::fd::OwnedFd::from(stream.try_clone().unwrap()));
             let output = Stdio::from(std::os::fd::OwnedFd::from(stream));
-            tokio::process::Command::new("dropbear")
+            // Where those who are not root do not look for programs.
+            tokio::process::Command::new("/usr/sbin/dropbear")
                 .args(["-i", "-r"])
                 .arg(&key)
                 .stdin(input)
