@@ -17,7 +17,7 @@ pub fn client_hello(stream: &[u8], piece: usize) -> Option<Option<String>> {
     let found = stream.chunks(piece.max(1)).find_map(|piece| sniffer.push(piece));
     match found.or_else(|| sniffer.push(&[])) {
         Some(Start::Tls(hello)) => Some(hello.server_name),
-        Some(Start::Other | Start::Nothing) | None => None,
+        Some(Start::Other | Start::Broken | Start::Nothing) | None => None,
     }
 }
 

@@ -105,13 +105,14 @@ impl Matcher {
     }
 
     /// The deny rule that an address falls under, whatever name led there: as for a target given as that address,
-    /// whichever scheme. What depends on a request cannot be told here, and counts as if it fitted.
+    /// whichever scheme. What depends on a request cannot be told here: it counts as if it fitted where it denies, and
+    /// not at all where it allows.
     pub(super) fn denies_address(&self, address: IpAddr, port: u16) -> Option<&Rule> {
         let mut best = 0;
         self.networks.find(address, &mut |table| {
             if let Some(table) = self.tables.get(table) {
                 for scheme in [Scheme::Http, Scheme::Tunnel] {
-                    best = best.max(table.best_of_all(port, scheme));
+                    best = best.max(table.best_to_deny(port, scheme));
                 }
             }
         });

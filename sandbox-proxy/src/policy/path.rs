@@ -1,7 +1,7 @@
 //! Paths of requests, in a form that cannot be fooled, and the patterns that rules have for them.
 //!
 //! Servers read one path in many ways: some decode `%2F` before they split, some drop `;parameters`, merge `//`,
-//! ignore case or dots at the end. So a path has two forms: *as it stands* (escapes decoded, nothing else) and
+//! ignore case or dots at the end, look for the closest ASCII character. So a path has two forms: *as it stands* (escapes decoded, nothing else) and
 //! *as read at most* (everything decoded, split, merged and dropped that any server might). A rule that allows
 //! matches only where its pattern fits both; one that denies or asks where it fits either, whatever the case.
 //! What no careful client sends (`/../`, control characters, escapes of escapes, broken UTF-8) is *unclear*: no
@@ -42,7 +42,9 @@ pub(super) struct BadPattern {
 pub(super) struct Forms {
     as_it_stands: Text,
     at_most: Text,
-    /// `at_most` in ASCII lower case, which is what patterns are found by.
+    /// `at_most` up to its first parameter: some servers drop all that follows, not just the segment's own.
+    cut: Option<usize>,
+    /// `at_most` without case, which is what patterns are found by.
     key: Text,
 }
 
@@ -109,12 +111,15 @@ impl PathPattern {
     pub(super) fn fits(&self, forms: &Forms, strictly: bool) -> bool {
         let (stands, most) = (forms.as_it_stands.as_str(), forms.at_most.as_str());
         let fold = !strictly && defence::holds("path-case-of-deny");
+        let cut = forms.cut().filter(|_| defence::holds("path-cut-at-parameters"));
         if strictly {
             self.fits_form(stands, fold)
                 && (self.fits_form(most, fold) || !defence::holds("path-two-readings"))
+                && cut.is_none_or(|cut| self.fits_form(cut, fold))
         } else {
             self.fits_form(stands, fold)
                 || (self.fits_form(most, fold) && defence::holds("path-two-readings"))
+                || cut.is_some_and(|cut| self.fits_form(cut, fold))
         }
     }
 
@@ -188,11 +193,39 @@ where
 {
     for wanted in start {
         let found = text.next()?;
-        if found != wanted && !found.to_lowercase().eq(wanted.to_lowercase()) {
+        let is_same = found == wanted
+            || found.to_lowercase().eq(wanted.to_lowercase())
+            || without_case(found) == without_case(wanted);
+        if !is_same {
             return None;
         }
     }
     Some(text)
+}
+
+/// The ASCII letter that a character becomes for servers that ignore case in all of Unicode, in lower case.
+fn without_case(c: char) -> char {
+    match c {
+        '\u{17f}' => 's',
+        '\u{130}' | '\u{131}' => 'i',
+        c => c.to_ascii_lowercase(),
+    }
+}
+
+/// The ASCII character that stands for this one where a server looks for the closest that it knows (Unicode's
+/// compatibility forms, and the "best fit" of some file systems).
+fn closest(c: char) -> char {
+    if !defence::holds("path-closest-ascii") {
+        return c;
+    }
+    match c {
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
+        '\u{2024}'..='\u{2026}' | '\u{fe52}' => '.',
+        '\u{2044}' | '\u{2215}' => '/',
+        '\u{2216}' | '\u{fe68}' => '\\',
+        '\u{212a}' => 'K',
+        c => c,
+    }
 }
 
 /// Text of a pattern without stars, escapes decoded.
@@ -227,6 +260,7 @@ impl Forms {
         let mut forms = Self {
             as_it_stands: Text::new(),
             at_most: Text::new(),
+            cut: None,
             key: Text::new(),
         };
         // Where the current segment of `at_most` starts, and whether its parameters have begun.
@@ -241,12 +275,15 @@ impl Forms {
                 Piece::Char(c) => c,
             };
             forms.as_it_stands.push(c)?;
-            match c {
+            match closest(c) {
                 '/' | '\\' | ESCAPED_SLASH => {
                     start = forms.at_most.end_segment(start)?;
                     dropped = false;
                 }
-                ';' => dropped = true,
+                ';' => {
+                    dropped = true;
+                    forms.cut.get_or_insert(forms.at_most.length);
+                }
                 c if !dropped => forms.at_most.push(c)?,
                 _ => {}
             }
@@ -257,10 +294,21 @@ impl Forms {
                 text.length -= 1;
             }
         }
-        forms.key.length = forms.at_most.length;
-        forms.key.bytes = forms.at_most.bytes;
-        forms.key.bytes.make_ascii_lowercase();
+        // Whoever decodes once more, or lets the escape of a percent sign stand beside other escapes, finds more there.
+        let texts = [&forms.as_it_stands, &forms.at_most];
+        if texts.into_iter().any(Text::holds_escape) && defence::holds("path-double-escapes") {
+            return None;
+        }
+        for c in forms.at_most.as_str().chars() {
+            forms.key.push(without_case(c))?;
+        }
         Some(forms)
+    }
+
+    /// What is left for servers that drop all after the first `;`.
+    fn cut(&self) -> Option<&str> {
+        let cut = self.at_most.as_str().get(..self.cut?)?;
+        Some(cut.trim_end_matches(['/', '.', ' ']))
     }
 
     /// Visits what the first segments are found by, for each of these (ascending) numbers of segments.
@@ -307,6 +355,15 @@ impl Text {
         c.encode_utf8(room);
         self.length += c.len_utf8();
         Some(())
+    }
+
+    /// Whether there is what a second decoding would take for an escape (`%u` is one for some).
+    fn holds_escape(&self) -> bool {
+        self.as_bytes().windows(3).any(|bytes| match bytes {
+            [b'%', b'u' | b'U', _] => true,
+            [b'%', one, two] => one.is_ascii_hexdigit() && two.is_ascii_hexdigit(),
+            _ => false,
+        })
     }
 
     /// Ends the segment that began at `start`: the next one's start. `None` where it is one that leads elsewhere,
@@ -370,7 +427,6 @@ impl Pieces<'_> {
             '/' => Some(Piece::EscapedSlash),
             // Ends the path for servers that decode too early.
             '?' | '#' => None,
-            '%' if self.starts_with_hex() => None,
             c if c.is_control() => None,
             c => Some(Piece::Char(c)),
         }

@@ -537,6 +537,19 @@ fn deny_rules_for_networks_find_embedded_addresses_and_obey_levels() {
 }
 
 #[test]
+fn exception_for_some_requests_to_an_address_opens_it_to_no_name() {
+    let rules = Rules::new()
+        .deny("203.0.113.0/24")
+        .level(1)
+        .allow("GET 203.0.113.7:443/public/**");
+    assert!(
+        rules
+            .refuses_address("203.0.113.7".parse().unwrap(), 443)
+            .is_some()
+    );
+}
+
+#[test]
 fn thousands_of_rules_on_one_name_are_one_look_up() {
     // Not a question of time, but of every port having its best rule.
     let rules = (1..3000u16).fold(Rules::new(), |rules, n| {

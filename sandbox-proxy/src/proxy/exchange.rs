@@ -152,7 +152,9 @@ async fn exchange(
             }
             Opened::Declined(mut response, checkin) => {
                 keep_session(&mut response, is_managed);
-                let checkin = checkin.filter(|_| !is_alone);
+                // One that goes through a company's proxy by CONNECT must not carry what is for that proxy later.
+                let is_other = route.forward.is_some() && holds("pool-forwarded");
+                let checkin = checkin.filter(|_| !is_alone && !is_other);
                 pass(inner, route, response, checkin, record, permit)
             }
         };

@@ -9,7 +9,7 @@ use sandbox_core::policy::Scheme;
 
 use super::body::ResponseBody;
 use super::http1::{self, After, AfterSlot};
-use super::io::Watched;
+use super::io::{Dialled, Watched};
 use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
 use super::{Inner, exchange, intercept, tunnel};
@@ -54,20 +54,12 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
             } else if route.is_read() {
                 Box::pin(intercept::serve(inner, route, client, upstream, record)).await;
             } else {
+                let address = upstream.as_ref().and_then(Dialled::vetted);
                 let tunnel = tunnel::serve(Arc::clone(&route), client, upstream, Arc::clone(&record));
-                Box::pin(inner.while_allowed(&route, &record, tunnel)).await;
+                Box::pin(inner.while_allowed(&route, None, address, &record, tunnel)).await;
             }
         }
-        Some(After::WebSocket {
-            client,
-            upstream,
-            scrubber,
-            record,
-            permit,
-        }) => {
-            let _permit = permit;
-            Box::pin(tunnel::serve_websocket(client, upstream, scrubber, record)).await;
-        }
+        Some(After::WebSocket(switched)) => Box::pin(tunnel::serve_websocket(&inner, *switched)).await,
         None => {}
     }
 }

@@ -31,15 +31,20 @@ pub(crate) enum After {
         upstream: Option<Dialled>,
         record: Arc<Record>,
     },
-    /// A WebSocket.
-    WebSocket {
-        client: OnUpgrade,
-        upstream: OnUpgrade,
-        scrubber: Option<Messages>,
-        record: Arc<Record>,
-        /// It counts as a request as long as it is open.
-        permit: OwnedSemaphorePermit,
-    },
+    WebSocket(Box<Switched>),
+}
+
+/// A WebSocket after its handshake.
+pub(crate) struct Switched {
+    pub(crate) client: OnUpgrade,
+    pub(crate) upstream: OnUpgrade,
+    pub(crate) scrubber: Option<Messages>,
+    pub(crate) record: Arc<Record>,
+    /// What allowed it, and what it asked for.
+    pub(crate) route: Arc<Route>,
+    pub(crate) path: Box<str>,
+    /// It counts as a request as long as it is open.
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// Where the answer to a request leaves what the stream goes on as.

@@ -114,16 +114,8 @@ where
     if let Err(error) = served {
         front::note_malformed(&inner, Some(&route), &error);
     }
-    if let Some(After::WebSocket {
-        client,
-        upstream,
-        scrubber,
-        record,
-        permit,
-    }) = slot.take()
-    {
-        let _permit = permit;
-        tunnel::serve_websocket(client, upstream, scrubber, record).await;
+    if let Some(After::WebSocket(switched)) = slot.take() {
+        tunnel::serve_websocket(&inner, *switched).await;
     }
 }
 
@@ -141,18 +133,8 @@ where
         async move {
             let slot = AfterSlot::default();
             let response = exchange::answer(&inner, &route, request, &slot).await;
-            if let Some(After::WebSocket {
-                client,
-                upstream,
-                scrubber,
-                record,
-                permit,
-            }) = slot.take()
-            {
-                websockets.execute(async move {
-                    let _permit = permit;
-                    tunnel::serve_websocket(client, upstream, scrubber, record).await;
-                });
+            if let Some(After::WebSocket(switched)) = slot.take() {
+                websockets.execute(async move { tunnel::serve_websocket(&inner, *switched).await });
             }
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -181,7 +163,7 @@ where
 pub(crate) async fn refuse(client: &mut Client, start: &Start, refusal: &Refusal, target: &str) {
     let told = match start {
         _ if !holds("denial-is-told") => Ok(()),
-        Start::Tls(_) => client.write_all(&hello::ACCESS_DENIED).await,
+        Start::Tls(_) | Start::Broken => client.write_all(&hello::ACCESS_DENIED).await,
         Start::Other => client.write_all(&refusal.raw_response(target)).await,
         Start::Nothing => Ok(()),
     };

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -173,6 +174,8 @@ write_through!([S: AsyncWrite + Unpin] Prefixed<S>);
 pub(crate) struct Dialled {
     stream: Prefixed<TcpStream>,
     meter: Option<Meter>,
+    /// The target's, if that is where it leads.
+    vetted: Option<IpAddr>,
     _slot: Slot,
 }
 
@@ -181,6 +184,7 @@ impl Dialled {
         Self {
             stream: Prefixed::new(Bytes::new(), stream),
             meter: None,
+            vetted: None,
             _slot: slot,
         }
     }
@@ -195,6 +199,17 @@ impl Dialled {
     pub(crate) fn metered(mut self, meter: Meter) -> Self {
         self.meter = Some(meter);
         self
+    }
+
+    /// The same connection, which leads to an address of its target that was vetted.
+    pub(crate) fn at_vetted(mut self) -> Self {
+        self.vetted = self.stream.stream.peer_addr().ok().map(|peer| peer.ip());
+        self
+    }
+
+    /// The address of the target; `None` behind a proxy of the host's network.
+    pub(crate) fn vetted(&self) -> Option<IpAddr> {
+        self.vetted
     }
 }
 

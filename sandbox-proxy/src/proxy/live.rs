@@ -1,9 +1,10 @@
 //! Changes of the policy while the proxy runs: at once for every attempt and request, and for tunnels that are open.
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
-use sandbox_core::policy::{InvalidPolicy, Policy};
+use sandbox_core::policy::{InvalidPolicy, Policy, RequestLine};
 
 use super::route::Route;
 use super::{Inner, Proxy};
@@ -24,7 +25,7 @@ pub enum ChangeError {
 
 impl Proxy {
     /// Replaces the policy for every attempt from now on; requests in tunnels that are read are such attempts, too.
-    /// Opaque tunnels that the new policy would not open are ended.
+    /// Opaque tunnels and WebSockets that the new policy would not open are ended.
     ///
     /// # Errors
     /// The new policy cannot be used; the old one stays.
@@ -69,8 +70,8 @@ impl Proxy {
 impl Inner {
     fn replace_policy(&self, policy: Arc<dyn Policy>) -> Result<(), InvalidPolicy> {
         policy.check()?;
-        self.policy.send_replace(policy);
-        self.pool.forget();
+        // Dropped at the end: it may be somebody else's code.
+        let _old = self.pool.forget(|| self.policy.send_replace(policy));
         Ok(())
     }
 
@@ -79,36 +80,58 @@ impl Inner {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Runs an opaque tunnel until it ends, or until a new policy does not let it be.
+    /// Runs an opaque tunnel, or a WebSocket that this request asked for, until it ends or until a new policy does not
+    /// let it be. `address` is where it leads, if that was vetted.
     pub(super) async fn while_allowed(
         &self,
         route: &Route,
+        request: Option<RequestLine<'_>>,
+        address: Option<IpAddr>,
         record: &Record,
         tunnel: impl Future<Output = ()>,
     ) {
         tokio::select! {
             () = tunnel => {}
-            () = self.disallowed(route) => {
+            () = self.disallowed(route, request, address) => {
                 record.outcome("the policy was replaced, and the new one does not allow the tunnel");
             }
         }
     }
 
     /// Done when a policy that replaced the route's does not allow it.
-    async fn disallowed(&self, route: &Route) {
+    async fn disallowed(&self, route: &Route, request: Option<RequestLine<'_>>, address: Option<IpAddr>) {
         let mut changes = self.policy.subscribe();
         loop {
-            if !route.admission.is_of(&self.policy()) && defence::holds("policy-for-open-tunnels") {
-                match self.admit(&route.host, route.port, route.scheme(), None).await {
-                    // What was opened unread cannot be read from now on.
-                    Ok(admission) if !admission.inspect => {}
-                    _ => return,
-                }
+            if !route.admission.is_of(&self.policy())
+                && defence::holds("policy-for-open-tunnels")
+                && !self.still_allows(route, request, address).await
+            {
+                return;
             }
             if changes.changed().await.is_err() {
                 // The policy goes with the proxy itself.
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    async fn still_allows(
+        &self,
+        route: &Route,
+        request: Option<RequestLine<'_>>,
+        address: Option<IpAddr>,
+    ) -> bool {
+        let admit = |request| self.admit(&route.host, route.port, route.scheme(), request);
+        let admission = match (admit(None).await, request) {
+            (Ok(admission), Some(_)) if admission.inspect => admit(request).await,
+            // What was opened unread cannot be read from now on.
+            (Ok(admission), None) if admission.inspect => return false,
+            (admission, _) => admission,
+        };
+        let vetted = |permits| {
+            let addresses = address.as_slice();
+            self.vet(route, permits, addresses).is_ok() || !defence::holds("policy-for-open-addresses")
+        };
+        admission.is_ok_and(|admission| vetted(admission.permits_special_ranges))
     }
 }

@@ -109,11 +109,15 @@ impl Pool {
         target
     }
 
-    /// Lets go of every connection that waits: it was vetted by a policy that is no more.
-    pub(crate) fn forget(&self) {
-        for (_, target) in self.lock().drain() {
+    /// Lets go of every connection that waits: it was vetted by a policy that is no more. `change` makes it so; who
+    /// sees that it did finds none of them.
+    pub(crate) fn forget<T>(&self, change: impl FnOnce() -> T) -> T {
+        let mut targets = self.lock();
+        let changed = change();
+        for (_, target) in targets.drain() {
             target.lock().clear();
         }
+        changed
     }
 
     /// Lets go of the connection that has waited longest, if one waits: another needs its place.

@@ -9,10 +9,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use sandbox_core::policy::RequestLine;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::io::poll_read_buf;
 
+use super::Inner;
+use super::http1::Switched;
 use super::intercept::refuse;
 use super::io::{Client, Dialled, Prefixed, Watched};
 use super::limits;
@@ -65,7 +68,7 @@ pub(crate) async fn expect_hello(
         }
         Start::Tls(_) => NAME_DIFFERS,
         Start::Other if !holds("only-tls-on-443") && !route.is_read() => return Some(Heard { start, seen }),
-        Start::Other => "only TLS is carried in this tunnel",
+        Start::Other | Start::Broken => "only TLS is carried in this tunnel",
         Start::Nothing => {
             record.outcome("the client said nothing");
             return None;
@@ -80,7 +83,7 @@ pub(crate) async fn expect_hello(
     None
 }
 
-const NAME_DIFFERS: &str = "the TLS server name differs from the target of CONNECT";
+const NAME_DIFFERS: &str = "the TLS server name differs from the target of CONNECT, or cannot be read";
 
 /// Serves an opaque tunnel.
 pub(crate) async fn serve(
@@ -108,6 +111,7 @@ pub(crate) async fn serve(
     let host = route.host.clone();
     let is_fine = move |start: &Start| match start {
         Start::Tls(hello) => hello.is_for(&host) || !holds("sni-on-any-port"),
+        Start::Broken => !holds("broken-hello"),
         Start::Other | Start::Nothing => true,
     };
     let ended = relay(
@@ -132,12 +136,33 @@ pub(crate) async fn serve(
     }
 }
 
-/// Serves a WebSocket after its handshake. What comes back is scrubbed if the sandbox has credentials.
-pub(crate) async fn serve_websocket(
+/// Serves a WebSocket after its handshake, until a new policy does not let it be. What comes back is scrubbed if the
+/// sandbox has credentials.
+pub(crate) async fn serve_websocket(inner: &Inner, switched: Switched) {
+    let Switched {
+        client,
+        upstream,
+        scrubber,
+        record,
+        route,
+        path,
+        permit: _permit,
+    } = switched;
+    let line = RequestLine {
+        method: "GET",
+        path: &path,
+    };
+    let frames = relay_websocket(client, upstream, scrubber, &record);
+    inner
+        .while_allowed(&route, Some(line), None, &record, frames)
+        .await;
+}
+
+async fn relay_websocket(
     client: OnUpgrade,
     upstream: OnUpgrade,
     scrubber: Option<Messages>,
-    record: Arc<Record>,
+    record: &Record,
 ) {
     let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else {
         record.outcome("the upgrade did not come about");
@@ -154,7 +179,7 @@ pub(crate) async fn serve_websocket(
         Direction::default(),
         back,
         &|_| true,
-        &record,
+        record,
     )
     .await;
     if let Err(error) = ended {

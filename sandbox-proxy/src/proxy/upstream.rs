@@ -63,7 +63,7 @@ impl Inner {
         }
         self.reach(&addresses, route.port, slot)
             .await
-            .map(|dialled| dialled.metered(meter))
+            .map(|dialled| dialled.metered(meter).at_vetted())
             .map_err(|error| failed(&error, route))
     }
 
@@ -83,7 +83,7 @@ impl Inner {
                 Err(_) => return Err(Refusal::timeout("dns_timeout", "the look-up took too long")),
             },
         };
-        self.vet(route, &addresses)?;
+        self.vet(route, route.admission.permits_special_ranges, &addresses)?;
         Ok((addresses, slot))
     }
 
@@ -163,9 +163,9 @@ impl Inner {
         }
     }
 
-    fn vet(&self, route: &Route, addresses: &[IpAddr]) -> Result<(), Refusal> {
+    /// `permits`: whether they may be in special ranges.
+    pub(super) fn vet(&self, route: &Route, permits: bool, addresses: &[IpAddr]) -> Result<(), Refusal> {
         let policy = self.policy();
-        let permits = route.admission.permits_special_ranges;
         let vetted = catch_unwind(AssertUnwindSafe(|| {
             address::vet(addresses, route.port, permits, policy.as_ref())
         }));

@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
-use super::http1::{After, AfterSlot};
+use super::http1::{After, AfterSlot, Switched};
 use super::pool::{Checkin, Http2, Sender, Target};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
@@ -41,6 +41,8 @@ pub(crate) struct Asked {
     extended: bool,
     /// The key of an upgrade, which the answer must match.
     key: Option<HeaderValue>,
+    /// For the policies that replace the one that allowed it.
+    path: Box<str>,
     /// Its stream, once it is answered.
     client: OnUpgrade,
 }
@@ -71,6 +73,7 @@ impl Asked {
         Some(Self {
             extended,
             key,
+            path: parts.uri.path().into(),
             client,
         })
     }
@@ -93,7 +96,7 @@ impl Asked {
     pub(crate) fn switch(
         self,
         inner: &Inner,
-        route: &Route,
+        route: &Arc<Route>,
         mut response: Response<Incoming>,
         after: &AfterSlot,
         record: &Arc<Record>,
@@ -118,13 +121,15 @@ impl Asked {
                 parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
             }
         }
-        after.set(After::WebSocket {
+        after.set(After::WebSocket(Box::new(Switched {
             client: self.client,
             upstream,
             scrubber,
             record: Arc::clone(record),
+            route: Arc::clone(route),
+            path: self.path,
             permit,
-        });
+        })));
         Response::from_parts(parts, ResponseBody::empty())
     }
 
@@ -181,7 +186,8 @@ impl Asked {
         }
         // Who switches to something else would have a stream that nobody reads as what it is.
         let is_websocket = message::is_websocket(response.headers())
-            && (expected.is_none() || response.headers().get(SEC_WEBSOCKET_ACCEPT) == expected.as_ref());
+            && expected.is_some()
+            && response.headers().get(SEC_WEBSOCKET_ACCEPT) == expected.as_ref();
         if !is_websocket && holds("websocket-accept") {
             return Err(not_opened());
         }

@@ -9,14 +9,18 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const MAX_HELLO_BYTES: usize = 16 << 10;
 /// The content type of a TLS handshake record (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
+/// The first byte of the version in a record, in SSL 3.0 and all of TLS.
+const MAJOR_VERSION: u8 = 3;
 
 /// What a stream starts with.
 #[derive(Debug)]
 pub(crate) enum Start {
     /// A whole client hello.
     Tls(Hello),
-    /// Something else, or a broken hello.
+    /// Something else.
     Other,
+    /// TLS, but no hello that can be read: one that is too long, say. Others may read it.
+    Broken,
     /// It ended before saying anything.
     Nothing,
 }
@@ -51,24 +55,30 @@ pub(crate) async fn read<R: AsyncRead + Unpin>(stream: &mut R, seen: &mut Vec<u8
 pub(crate) struct Sniffer {
     acceptor: Acceptor,
     seen: usize,
+    /// The second byte, the major version of every record (RFC 8446 §5.1), is the one of TLS.
+    is_tls: bool,
 }
 
 impl Sniffer {
     /// What the stream starts with, as soon as it can be told. An empty piece is the stream's end.
     pub(crate) fn push(&mut self, mut new: &[u8]) -> Option<Start> {
         let first = self.seen == 0;
+        if let Some(second) = 1_usize.checked_sub(self.seen).and_then(|at| new.get(at)) {
+            self.is_tls = *second == MAJOR_VERSION;
+        }
         self.seen += new.len();
         match new.first() {
             None if first => return Some(Start::Nothing),
             Some(&byte) if !first || byte == HANDSHAKE => {}
-            _ => return Some(Start::Other),
+            None => return Some(self.unread()),
+            Some(_) => return Some(Start::Other),
         }
         if self.seen > MAX_HELLO_BYTES {
-            return Some(Start::Other);
+            return Some(self.unread());
         }
         while !new.is_empty() {
             if self.acceptor.read_tls(&mut new).is_err() {
-                return Some(Start::Other);
+                return Some(self.unread());
             }
             match self.acceptor.accept() {
                 Ok(Some(accepted)) => {
@@ -81,10 +91,15 @@ impl Sniffer {
                     }));
                 }
                 Ok(None) => {}
-                Err(_) => return Some(Start::Other),
+                Err(_) => return Some(self.unread()),
             }
         }
         None
+    }
+
+    /// What cannot be read, and started as a handshake.
+    fn unread(&self) -> Start {
+        if self.is_tls { Start::Broken } else { Start::Other }
     }
 }
 
@@ -148,10 +163,23 @@ mod tests {
     async fn what_is_no_hello_is_told_apart_and_bounded() {
         let mut endless = vec![22, 3, 1, 0x3f, 0xff, 1, 0, 0x7f, 0xff];
         endless.resize(40 << 10, 0);
-        for bytes in [b"GET / HTTP/1.1\r\n".to_vec(), vec![22; 64], vec![22], endless] {
+        let mut cut = hello("api.example.com", &[]);
+        cut.truncate(100);
+        for (bytes, is_tls) in [
+            (b"GET / HTTP/1.1\r\n".to_vec(), false),
+            (vec![22; 64], false),
+            (vec![22], false),
+            (vec![22, 3, 1, 0, 5, 1, 0, 0, 1, 0], true),
+            (cut, true),
+            (endless, true),
+        ] {
             let mut seen = Vec::new();
             let start = read(&mut bytes.as_slice(), &mut seen).await.unwrap();
-            assert!(matches!(start, Start::Other), "{start:?}");
+            match start {
+                Start::Broken => assert!(is_tls, "{bytes:?}"),
+                Start::Other => assert!(!is_tls, "{bytes:?}"),
+                other => panic!("{other:?}"),
+            }
             assert!(seen.len() <= MAX_HELLO_BYTES + 2048);
         }
         assert!(matches!(

@@ -305,6 +305,32 @@ async fn opaque_tunnels_end_when_the_policy_no_longer_allows_them() {
         .expect("the tunnel goes on");
 }
 
+#[tokio::test]
+async fn opaque_tunnels_end_when_the_policy_no_longer_allows_their_address() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let api = upstream.at("api.test");
+    for (denied, special) in [("127.0.0.0/8", " special-ranges"), ("192.0.2.1", "")] {
+        let rules = Rules::new().set("task", 0, Rules::new().allow(&format!("{api} special-ranges")));
+        let running = ruled(&upstream, rules, |builder| builder).await;
+        let stream = running.connect(&api).await.unwrap();
+        let mut open = h1(tls(stream, &upstream.ca_pem, "api.test", &[]).await.unwrap()).await;
+        let task = Rules::new().allow(&format!("{api}{special}")).deny(denied);
+        running
+            .proxy
+            .change_rules(|rules| rules.set("task", 0, task))
+            .unwrap();
+        let ends = async {
+            while open.ready().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ends)
+            .await
+            .expect("the tunnel goes on");
+        assert!(running.connect(&api).await.is_err());
+    }
+}
+
 #[derive(Debug)]
 struct AllowsAll;
 

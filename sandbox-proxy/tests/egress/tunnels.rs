@@ -95,6 +95,25 @@ async fn tls_for_another_name_is_refused_with_an_alert() {
     assert!(upstream.seen().is_empty());
 }
 
+/// Servers read hellos that are longer, or otherwise, than what is read here.
+#[tokio::test]
+async fn tls_that_cannot_be_read_is_refused_on_any_port() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::open(&upstream).await;
+    // The first record of a hello of 32 KiB, and just so much of it that it is too much.
+    let mut long = vec![22, 3, 1, 0x3f, 0xfc, 1, 0, 0x80, 0];
+    long.resize((16 << 10) + 1, 0);
+    for hello in [long, vec![22, 3, 1, 0, 5, 1, 0, 0, 1, 0]] {
+        let mut tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+        tunnel.write_all(&hello).await.unwrap();
+        let mut alert = [0; 7];
+        tunnel.read_exact(&mut alert).await.unwrap();
+        assert_eq!(alert, [21, 3, 3, 0, 2, 2, 49], "access denied, by the proxy");
+        let denied = |event: &sandbox_core::audit::AuditEvent| event.decision == AuditDecision::Denied;
+        running.events.wait(denied).await;
+    }
+}
+
 #[tokio::test]
 async fn server_that_speaks_first_and_half_close_work_on_a_named_port() {
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();

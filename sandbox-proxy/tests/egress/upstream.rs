@@ -468,6 +468,62 @@ async fn plain_http_is_forwarded_by_absolute_target_with_the_proxys_own_login() 
 }
 
 #[tokio::test]
+async fn login_for_the_proxy_never_goes_out_on_a_connection_through_it() {
+    let upstream = Upstream::plain().await;
+    let at = upstream.at("api.test");
+    // A company's proxy that, after CONNECT, is the target itself, which opens no WebSocket.
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heads = Arc::<Mutex<Vec<(usize, String)>>>::default();
+    let kept = Arc::clone(&heads);
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let kept = Arc::clone(&kept);
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    let answer: &[u8] = match head.starts_with("CONNECT ") {
+                        true => b"HTTP/1.1 200 OK\r\n\r\n",
+                        false => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+                    };
+                    kept.lock().unwrap().push((connection, head));
+                    stream.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+    let running = Running::start(|builder| through(builder, &upstream, with_login(address)).0).await;
+    let get = async |more: &str| {
+        let head = format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n{more}\r\n");
+        let answer = running.raw(head).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    };
+    get("Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n").await;
+    get("").await;
+    let heads = heads.lock().unwrap();
+    let [(first, connect), (second, upgrade), (third, plain)] = &heads[..] else {
+        panic!("{heads:?}");
+    };
+    assert!(
+        connect.starts_with("CONNECT ") && connect.contains(AUTHORIZATION),
+        "{connect}"
+    );
+    assert!(
+        !upgrade.contains(AUTHORIZATION) && plain.contains(AUTHORIZATION),
+        "{heads:?}"
+    );
+    assert_eq!(first, second);
+    assert_ne!(first, third, "what is for the proxy went to the target");
+}
+
+#[tokio::test]
 async fn plain_http_passes_a_real_chained_proxy() {
     let upstream = Upstream::plain().await;
     let company = plain_and_read(&upstream).await;

@@ -252,6 +252,52 @@ async fn switch_to_something_that_is_no_websocket_opens_nothing() {
 }
 
 #[tokio::test]
+async fn switch_without_a_key_to_show_for_it_opens_nothing() {
+    let (running, at) = answering(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret",
+    )
+    .await;
+    let told = running
+        .raw(format!(
+            "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        ))
+        .await;
+    assert!(
+        told.starts_with("HTTP/1.1 502") && !told.contains("secret"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn websockets_end_when_the_policy_no_longer_allows_them() {
+    for extended in [false, true] {
+        let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+        let running = Running::managed(&upstream).await;
+        let at = upstream.at("api.test");
+        let mut stream = if extended {
+            by_connect(&running, &at, "/ws").await.unwrap()
+        } else {
+            by_upgrade(&running, &at, "/ws").await.unwrap()
+        };
+        stream.read_u8().await.unwrap();
+        // What has nothing to do with it, or with its path, leaves it open.
+        for rule in ["other.test", "api.test/other"] {
+            running.proxy.change_rules(|rules| rules.deny(rule)).unwrap();
+            stream.write_all(b"x").await.unwrap();
+            while stream.read_u8().await.unwrap() != b'x' {}
+        }
+        running
+            .proxy
+            .change_rules(|rules| rules.deny("api.test/ws"))
+            .unwrap();
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
+        assert!(ended.is_ok(), "the WebSocket goes on, {extended}");
+    }
+}
+
+#[tokio::test]
 async fn switch_that_nobody_asked_for_opens_nothing() {
     let (running, at) = answering(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret",

@@ -7,6 +7,7 @@ use sandbox_core::policy::{RequestLine, Scheme};
 
 use super::ports::Ports;
 use super::{Query, Rank, rule};
+use crate::defence::holds;
 use crate::policy::parse::{Action, Condition, Rule};
 use crate::policy::path::Forms;
 
@@ -85,15 +86,19 @@ impl Table {
         }
     }
 
-    /// The highest rank of all rules for a port, whatever the request.
-    pub(super) fn best_of_all(&self, port: u16, scheme: Scheme) -> Rank {
-        let plain = self.plain.get(index(scheme)).map_or(0, |ports| ports.at(port));
-        let conditional = self
-            .conditional
-            .iter()
-            .flat_map(|conditional| &conditional.outcomes);
-        conditional
-            .filter_map(|outcome| Some(outcome.get(index(scheme))?.at(port)))
+    /// The highest rank for a port among rules without a condition and those that deny, whatever the request.
+    pub(super) fn best_to_deny(&self, port: u16, scheme: Scheme) -> Rank {
+        let at = |ports: &[Ports; 2]| ports.get(index(scheme)).map_or(0, |ports| ports.at(port));
+        let plain = at(&self.plain);
+        let Some(conditional) = &self.conditional else {
+            return plain;
+        };
+        let counts =
+            |outcome: usize| Outcome(outcome) == Outcome::DENY || !holds("deny-rules-without-request");
+        let outcomes = conditional.outcomes.iter().enumerate();
+        outcomes
+            .filter(|(outcome, _)| counts(*outcome))
+            .map(|(_, ports)| at(ports))
             .fold(plain, Rank::max)
     }
 

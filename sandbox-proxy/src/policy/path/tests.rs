@@ -91,6 +91,19 @@ fn what_servers_read_differently_is_allowed_only_where_both_readings_are() {
         // Case.
         ("/admin", "/Admin", false, true),
         ("/É/*.txt", "/%c3%a9/X.TXT", false, true),
+        // Characters that become ASCII ones for some.
+        ("/kiss", "/%E2%84%AAi%C5%BFs", false, true),
+        ("/kiss/x", "/k%C4%B1ss/x", false, true),
+        ("/admin/**", "/%EF%BD%81dmin/x", false, true),
+        ("/a/b", "/a%EF%BC%8Fb", false, true),
+        ("/a/b", "/a%E2%88%95b", false, true),
+        ("/wiki/**", "/wiki/%EF%BC%A1", true, true),
+        // Some drop a segment's parameters, some all that follows.
+        ("/admin", "/admin;x/y", false, true),
+        ("/a/*/c", "/a/b;/c", false, true),
+        ("/a/**", "/a/b;x=1/c", true, true),
+        // A percent sign by itself.
+        ("/100%25%20off", "/100%25%20off", true, true),
         // Nothing to do with it.
         ("/admin", "/adm", false, false),
     ] {
@@ -133,6 +146,16 @@ fn unclear_paths_have_no_form() {
         "/%c3x",
         "/%252e%252e",
         "/a%252fb",
+        // The escape is put together of escapes, or half of them.
+        "/%25%36%31dmin",
+        "/%256%31dmin",
+        "/%25%61%62",
+        "/public/%25%32%65%25%32%65/secret",
+        "/%25u0061dmin",
+        "/%EF%BC%852e%EF%BC%852e/x",
+        "/a/%EF%BC%8E%EF%BC%8E/b",
+        "/a/%E2%80%A5/b",
+        "/a%EF%BC%8F..%EF%BC%8Fb",
         "/a%3fb",
         "/a%23b",
         "/a\u{7f}",
