@@ -124,6 +124,7 @@ async fn websocket_passes_and_its_server_side_is_scrubbed() {
         .header("host", &at)
         .header("connection", "Upgrade")
         .header("upgrade", "websocket")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
         .header("sec-websocket-extensions", "permessage-deflate")
         .body(Full::default())
         .unwrap();
