@@ -21,6 +21,7 @@ fn links_between_pages_and_files_lead_somewhere() {
     let pages = std::fs::read_dir(root.join("docs")).unwrap();
     let pages = pages
         .map(|page| page.unwrap().path())
+        .filter(|page| page.extension().is_some_and(|extension| extension == "md"))
         .chain([root.join("README.md")]);
     let mut links = 0;
     for page in pages {

@@ -85,11 +85,13 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitC
         fs::write(&path, lines).map_err(TaskError::file("write", &path))?;
     }
     println!(
-        "{} defences switched off, {} without a test that notices: {}",
+        "{} defences switched off, {} noticed",
         names.len(),
-        survivors.len(),
-        survivors.join(" ")
+        names.len() - survivors.len()
     );
+    if !survivors.is_empty() {
+        println!("no test notices {}", survivors.join(", "));
+    }
     if quick && !survivors.is_empty() {
         println!("`cargo xtask mutants --keep NAME` looks for one that does among all tests");
     }
