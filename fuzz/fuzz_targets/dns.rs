@@ -8,7 +8,10 @@ use sandbox_proxy::dns::Transport;
 use sandbox_proxy::{Dns, Proxy, Rules};
 
 static DNS: LazyLock<Dns> = LazyLock::new(|| {
-    let rules = Rules::new().allow("**.zone.test").deny("bad.zone.test").allow("db.test:5432");
+    let rules = Rules::new()
+        .allow("**.zone.test")
+        .deny("bad.zone.test")
+        .allow("db.test:5432");
     let sandbox = "fuzz".parse().expect("an id");
     let proxy = Proxy::builder(sandbox).policy(Arc::new(rules)).build();
     proxy.expect("a proxy").dns()
