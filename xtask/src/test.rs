@@ -53,6 +53,9 @@ const THREADS_EMULATED: &str = "2";
 /// machine.
 const HUNG_EMULATED: Duration = Duration::from_secs(600);
 
+/// What tests say of a guest that the emulated processor broke; see [`emulated`].
+const BROKEN_GUEST: &str = "the guest stopped: triple fault";
+
 /// Tests of one group in one place.
 #[derive(Debug, Default, PartialEq)]
 struct Count {
@@ -226,13 +229,17 @@ fn emulated(terminal: &Terminal, programs: &[PathBuf], filter: Option<&str>) -> 
         command.extend(filter.map(OsString::from));
         command.extend(["--test-threads".into(), THREADS_EMULATED.into()]);
         host.patience = Some(HUNG_EMULATED);
-        let (mut count, mut ended) = run_emulated(&host, &command);
+        let (mut output, mut ended) = run_emulated(&host, &command);
+        // Emulated processors that run in parallel fail now and then when they run guests of their own: the host dies,
+        // or a guest's. What a sandbox does to its host, or our VMM to a guest, would happen again.
         if let Err(error @ TaskError::HostDied { .. }) = &ended {
-            // Emulated processors that run in parallel fail now and then when they run guests of their own. What a
-            // sandbox does to its host would happen again.
             eprintln!("{error}\nThe host failed, not a test: once more, from the beginning.");
-            (count, ended) = run_emulated(&host, &command);
+            (output, ended) = run_emulated(&host, &command);
+        } else if output.contains(BROKEN_GUEST) {
+            eprintln!("A guest's processor failed ({BROKEN_GUEST}): once more, from the beginning.");
+            (output, ended) = run_emulated(&host, &command);
         }
+        let mut count = parse(&output);
         match ended {
             Ok(0) => {}
             Ok(_) if count.failed > 0 => {}
@@ -247,10 +254,10 @@ fn emulated(terminal: &Terminal, programs: &[PathBuf], filter: Option<&str>) -> 
     Ok(sum(counts))
 }
 
-fn run_emulated(host: &Host, command: &[OsString]) -> (Count, Result<u8, TaskError>) {
+fn run_emulated(host: &Host, command: &[OsString]) -> (String, Result<u8, TaskError>) {
     let mut output = Shown(Vec::new());
     let ended = host.run_into(command, &mut output);
-    (parse(&String::from_utf8_lossy(&output.0)), ended)
+    (String::from_utf8_lossy(&output.0).into_owned(), ended)
 }
 
 /// Runs a test program, shows its output and counts its results.
