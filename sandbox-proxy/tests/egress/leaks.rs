@@ -14,26 +14,6 @@ use tokio::net::TcpListener;
 
 use crate::support::*;
 
-/// Text that threads and tasks write into.
-#[derive(Debug, Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Shared {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
 /// Everything this thread logs from now on, of every level and crate.
 fn log() -> (Shared, tracing::subscriber::DefaultGuard) {
     let log = Shared::default();

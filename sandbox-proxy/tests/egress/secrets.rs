@@ -111,17 +111,6 @@ async fn basic_credentials_are_scrubbed_as_pair_and_as_password() {
 
 #[tokio::test]
 async fn no_secret_in_debug_errors_or_audit() {
-    #[derive(Debug, Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let at = upstream.at("api.test");
     let log = Shared::default();

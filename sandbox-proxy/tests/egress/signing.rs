@@ -159,8 +159,14 @@ async fn verify(requests: &[Seen], secret: &str, token: Option<&str>) -> Vec<Str
         })
         .collect();
     let input = serde_json::json!({ "id": ID, "secret": secret, "token": token, "requests": requests });
-    let mut child = Command::new(python().await)
-        .args(["-c", VERIFIER])
+    let output = judged(python().await, VERIFIER, &input).await;
+    output.lines().map(str::to_owned).collect()
+}
+
+/// Panics unless a program of Python's accepts its input. Gives what it says.
+async fn judged(python: &str, program: &str, input: &serde_json::Value) -> String {
+    let mut child = Command::new(python)
+        .args(["-c", program])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -175,10 +181,7 @@ async fn verify(requests: &[Seen], secret: &str, token: Option<&str>) -> Vec<Str
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(str::to_owned)
-        .collect()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn claimed(signed: &str) -> String {
@@ -349,21 +352,7 @@ assert signature.strip() == sign('TRAILER', sha(trailer.strip() + '\n')), body
         "authorization": text("authorization"), "date": text("x-amz-date"), "secret": KEY,
         "body": String::from_utf8_lossy(&seen.body),
     });
-    let mut child = Command::new("python3")
-        .args(["-c", script])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.to_string().as_bytes()).await.unwrap();
-    drop(stdin);
-    let output = child.wait_with_output().await.unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    judged("python3", script, &input).await;
 }
 
 #[tokio::test]

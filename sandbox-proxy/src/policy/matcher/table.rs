@@ -169,8 +169,10 @@ pub(super) struct Search<'s> {
 }
 
 /// The request's path, once a rule wants to see it.
-// As large as a path may be: a decision takes it from the stack, and most never write it.
-#[allow(clippy::large_enum_variant)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a decision takes it from the stack, and most never write it"
+)]
 enum Path {
     Unread,
     Unclear,
