@@ -1,8 +1,20 @@
-//! Process groups of commands: signals to all of one, and the knowledge when it is gone.
+//! Signals: what commands start with, and their process groups: signals to all of one, and the knowledge when it is
+//! gone.
 
 use std::cell::Cell;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+
+/// Takes back what a parent of this process made it ignore, as `nohup` and shells in the background do: commands would
+/// ignore it, too. PID 1 starts without any of it.
+pub(crate) fn heed_all() {
+    // Writing to a closed stream is an error to the agent, not its end; commands get it back when they start.
+    for number in (1..=31).chain(34..=64).filter(|number| *number != libc::SIGPIPE) {
+        // SAFETY: the default action runs no code of ours, and no thread but this one is there yet. The kernel refuses
+        // the numbers whose action is its own (SIGKILL, SIGSTOP).
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
 
 /// The process group of one command, whose leader the agent started.
 ///

@@ -28,12 +28,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that has greeted.
+    /// An agent that has greeted. Its parent ignores signals, as `nohup` does.
     pub async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener =
             UnixListener::bind(directory.path().join(format!("host-{CONTROL_PORT}.sock"))).unwrap();
-        let child = std::process::Command::new(env!("CARGO_BIN_EXE_sandbox-agent"))
+        let child = std::process::Command::new("sh")
+            .args(["-c", "trap '' HUP INT QUIT TERM USR1; exec \"$@\"", "sh"])
+            .arg(env!("CARGO_BIN_EXE_sandbox-agent"))
             .arg("--unix")
             .arg(directory.path())
             .arg("--no-setup")
