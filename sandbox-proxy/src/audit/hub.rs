@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use sandbox_core::SandboxId;
 use sandbox_core::audit::{AuditDecision, AuditEvent, AuditSink};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
@@ -19,6 +20,7 @@ const SUBSCRIBER_BACKLOG: usize = 1024;
 /// denials that say the same again and again are put together.
 #[derive(Debug)]
 pub(crate) struct Hub {
+    sandbox: SandboxId,
     /// Those that take every attempt.
     all: Vec<Arc<dyn AuditSink>>,
     /// Those that do not.
@@ -37,9 +39,10 @@ struct Lately {
 
 impl Hub {
     /// `secrets` are those that no record may hold.
-    pub(crate) fn new(sinks: Vec<Arc<dyn AuditSink>>, secrets: Arc<Secrets>) -> Self {
+    pub(crate) fn new(sandbox: SandboxId, sinks: Vec<Arc<dyn AuditSink>>, secrets: Arc<Secrets>) -> Self {
         let (all, counted) = sinks.into_iter().partition(|sink| sink.takes_every_attempt());
         Self {
+            sandbox,
             all,
             counted,
             live: broadcast::channel(SUBSCRIBER_BACKLOG).0,
@@ -50,6 +53,11 @@ impl Hub {
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<AuditEvent>> {
         self.live.subscribe()
+    }
+
+    /// Whose events they are.
+    pub(super) fn sandbox(&self) -> &SandboxId {
+        &self.sandbox
     }
 
     /// Whether anybody would take an event now.

@@ -1,15 +1,16 @@
 //! The record of one attempt while it goes on. It is written when its last part is dropped, however that comes.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use http::StatusCode;
-use sandbox_core::SandboxId;
+use http::{Method, StatusCode};
 use sandbox_core::audit::{AuditDecision, AuditEvent, AuditKind};
 
 use super::Hub;
 use super::text::{MAX_TEXT_BYTES, show};
+use crate::services::Explanation;
 
 /// Bytes of a text that are kept while an attempt goes on: more than are shown in the end, so that a secret is found
 /// that begins within those. Bounds memory under many requests with long paths.
@@ -18,7 +19,6 @@ const KEPT_BYTES: usize = 4 * MAX_TEXT_BYTES;
 #[derive(Debug)]
 pub(crate) struct Record {
     hub: Arc<Hub>,
-    sandbox: SandboxId,
     time: SystemTime,
     started: Instant,
     bytes_out: AtomicU64,
@@ -27,27 +27,27 @@ pub(crate) struct Record {
     told: Mutex<Told>,
 }
 
+/// Texts that many attempts have are shared with them: there is a record for each request, and most say the same.
 #[derive(Debug)]
 struct Told {
     kind: AuditKind,
-    host: String,
+    host: Option<Arc<str>>,
     port: u16,
-    method: Option<String>,
+    method: Option<Cow<'static, str>>,
     path: Option<String>,
     decision: AuditDecision,
-    rule: String,
-    credential: Option<String>,
-    credential_reason: Option<String>,
+    rule: Option<Arc<str>>,
+    credential: Option<Arc<str>>,
+    credential_reason: Option<Explanation>,
     status: Option<u16>,
     outcome: String,
 }
 
 impl Record {
     /// A record of an attempt that starts now; denied until [`allowed`](Self::allowed).
-    pub(crate) fn start(hub: &Arc<Hub>, sandbox: &SandboxId) -> Arc<Self> {
+    pub(crate) fn start(hub: &Arc<Hub>) -> Arc<Self> {
         Arc::new(Self {
             hub: Arc::clone(hub),
-            sandbox: sandbox.clone(),
             time: SystemTime::now(),
             started: Instant::now(),
             bytes_out: AtomicU64::new(0),
@@ -55,12 +55,12 @@ impl Record {
             silent: AtomicBool::new(false),
             told: Mutex::new(Told {
                 kind: AuditKind::Stream,
-                host: String::new(),
+                host: None,
                 port: 0,
                 method: None,
                 path: None,
                 decision: AuditDecision::Denied,
-                rule: String::new(),
+                rule: None,
                 credential: None,
                 credential_reason: None,
                 status: None,
@@ -69,22 +69,33 @@ impl Record {
         })
     }
 
-    pub(crate) fn target(&self, host: String, port: u16) {
+    pub(crate) fn target(&self, host: &Arc<str>, port: u16) {
         self.tell(|told| {
-            told.host = host;
+            told.host = Some(Arc::clone(host));
             told.port = port;
         });
     }
 
     /// A request, or the opening of a tunnel.
-    pub(crate) fn request(&self, method: &str, path: Option<&str>) {
-        let (method, path) = (self.kept(method), path.map(|path| self.kept(path)));
+    pub(crate) fn request(&self, method: &Method, path: Option<&str>) {
+        let path = path.map(|path| self.kept(path));
+        let kind = if method == Method::CONNECT {
+            AuditKind::Tunnel
+        } else {
+            AuditKind::Request
+        };
+        let method = match *method {
+            Method::CONNECT => "CONNECT".into(),
+            Method::DELETE => "DELETE".into(),
+            Method::GET => "GET".into(),
+            Method::HEAD => "HEAD".into(),
+            Method::PATCH => "PATCH".into(),
+            Method::POST => "POST".into(),
+            Method::PUT => "PUT".into(),
+            _ => self.kept(method.as_str()).into(),
+        };
         self.tell(|told| {
-            told.kind = if method == "CONNECT" {
-                AuditKind::Tunnel
-            } else {
-                AuditKind::Request
-            };
+            told.kind = kind;
             told.method = Some(method);
             told.path = path;
         });
@@ -95,15 +106,15 @@ impl Record {
         let (name, record_type) = (self.kept(name), self.kept(record_type));
         self.tell(|told| {
             told.kind = AuditKind::Lookup;
-            told.host = name;
-            told.method = Some(record_type);
+            told.host = Some(name.into());
+            told.method = Some(record_type.into());
         });
     }
 
-    pub(crate) fn allowed(&self, rule: &str) {
+    pub(crate) fn allowed(&self, rule: &Arc<str>) {
         self.tell(|told| {
             told.decision = AuditDecision::Allowed;
-            rule.clone_into(&mut told.rule);
+            told.rule = Some(Arc::clone(rule));
         });
     }
 
@@ -112,19 +123,18 @@ impl Record {
         self.tell(|told| {
             told.decision = AuditDecision::Denied;
             if !rule.is_empty() {
-                rule.clone_into(&mut told.rule);
+                told.rule = Some(rule.into());
             }
             told.outcome = outcome;
         });
     }
 
-    pub(crate) fn credential(&self, service: &str) {
-        self.tell(|told| told.credential = Some(service.to_owned()));
+    pub(crate) fn credential(&self, service: &Arc<str>) {
+        self.tell(|told| told.credential = Some(Arc::clone(service)));
     }
 
     /// Why there is a credential or none.
-    pub(crate) fn credential_reason(&self, reason: &str) {
-        let reason = self.kept(reason);
+    pub(crate) fn credential_reason(&self, reason: Explanation) {
         self.tell(|told| told.credential_reason = Some(reason));
     }
 
@@ -177,37 +187,33 @@ impl Drop for Record {
             return;
         }
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let texts = [&mut told.host, &mut told.rule, &mut told.outcome].into_iter();
-        let options = [
-            &mut told.method,
-            &mut told.path,
-            &mut told.credential,
-            &mut told.credential_reason,
-        ]
-        .into_iter();
-        for text in texts.chain(options.filter_map(Option::as_mut)) {
+        let hub = &self.hub;
+        let shown = |mut text: String| {
             // First, since nothing is found in what is escaped or cut off.
-            self.hub.scrub(text);
-            show(text);
-        }
-        self.hub.record(AuditEvent {
+            hub.scrub(&mut text);
+            show(&mut text);
+            text
+        };
+        let shared = |text: Option<Arc<str>>| text.map(|text| shown(text.as_ref().to_owned()));
+        let event = AuditEvent {
             time: self.time,
-            sandbox: self.sandbox.clone(),
+            sandbox: hub.sandbox().clone(),
             kind: told.kind,
-            host: std::mem::take(&mut told.host),
+            host: shared(told.host.take()).unwrap_or_default(),
             port: told.port,
-            method: told.method.take(),
-            path: told.path.take(),
+            method: told.method.take().map(|method| shown(method.into_owned())),
+            path: told.path.take().map(shown),
             decision: told.decision,
-            rule: std::mem::take(&mut told.rule),
-            credential: told.credential.take(),
-            credential_reason: told.credential_reason.take(),
+            rule: shared(told.rule.take()).unwrap_or_default(),
+            credential: shared(told.credential.take()),
+            credential_reason: told.credential_reason.take().map(|why| shown(why.to_string())),
             status: told.status,
             bytes_out: *self.bytes_out.get_mut(),
             bytes_in: *self.bytes_in.get_mut(),
             duration: self.started.elapsed(),
-            outcome: std::mem::take(&mut told.outcome),
+            outcome: shown(std::mem::take(&mut told.outcome)),
             attempts: 1,
-        });
+        };
+        self.hub.record(event);
     }
 }

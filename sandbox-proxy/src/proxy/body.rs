@@ -1,6 +1,5 @@
 //! Bodies on their way through: counted, scrubbed, never collected.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -200,8 +199,9 @@ pub(crate) struct Streamed {
     pausing: bool,
     /// Gives the connection back for the next request, once the body has ended as it should.
     checkin: Option<Checkin>,
-    /// Frames that can go out.
-    ready: VecDeque<Frame<Bytes>>,
+    /// Data that can go out, and after it trailers.
+    ready: [Bytes; 2],
+    trailers: Option<Frame<Bytes>>,
     ended: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -252,14 +252,15 @@ impl Streamed {
             pause: None,
             pausing: false,
             checkin,
-            ready: VecDeque::new(),
+            ready: Default::default(),
+            trailers: None,
             _permit: permit,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         loop {
-            if let Some(frame) = self.ready.pop_front() {
+            if let Some(frame) = self.next_ready() {
                 return Poll::Ready(Some(Ok(frame)));
             }
             if self.ended {
@@ -335,22 +336,30 @@ impl Streamed {
         }
     }
 
+    fn next_ready(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.ready.iter_mut().find(|data| !data.is_empty());
+        data.map(|data| Frame::data(std::mem::take(data)))
+            .or_else(|| self.trailers.take())
+    }
+
+    fn has_ready(&self) -> bool {
+        self.trailers.is_some() || self.ready.iter().any(|data| !data.is_empty())
+    }
+
     /// Makes frames of what came, scrubbed.
     fn take_in(&mut self, came: Came) {
         let (data, end) = match came {
             Came::Data(data) => (data, None),
             Came::End(data, end) => (data, Some(end)),
         };
-        let clean = match &mut self.scrubber {
+        self.ready = match &mut self.scrubber {
             None => [data, Bytes::new()],
             Some(scrubber) if end.is_some() => scrubber.last(data),
             Some(scrubber) => scrubber.data(data),
         };
-        self.ready
-            .extend(clean.into_iter().filter(|data| !data.is_empty()).map(Frame::data));
         self.ended = end.is_some();
         if let Some(End::Trailers(trailers)) = end {
-            self.ready.push_back(match &self.scrubber {
+            self.trailers = Some(match &self.scrubber {
                 None => trailers,
                 Some(scrubber) => scrubber.trailers(trailers),
             });
@@ -414,7 +423,7 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             // While something is held back, the end of what comes in is not the end of what goes out.
-            Self::Stream(stream) => stream.ended && stream.ready.is_empty(),
+            Self::Stream(stream) => stream.ended && !stream.has_ready(),
         }
     }
 

@@ -223,7 +223,7 @@ impl ProxyBuilder {
             .map_err(|Conflict { first, second, host }| ProxyError::SameHost { first, second, host })?;
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
-            sandbox: self.sandbox,
+            sandbox: self.sandbox.clone(),
             policy: watch::Sender::new(self.policy),
             changing: Mutex::default(),
             asking: Asking::new(self.approver, self.approval_time),
@@ -233,7 +233,7 @@ impl ProxyBuilder {
             upstream_proxy: self.upstream_proxy,
             dns: dns::State::default(),
             clients: Clients::new(provider, roots),
-            hub: Arc::new(Hub::new(self.sinks, Arc::clone(&secrets))),
+            hub: Arc::new(Hub::new(self.sandbox, self.sinks, Arc::clone(&secrets))),
             secrets,
             pool: Pool::default(),
             streams: Quota::new(Ledger::process(), cap),

@@ -40,13 +40,13 @@ pub(crate) async fn answer(
     request: Request<Incoming>,
     after: &AfterSlot,
 ) -> Response<ResponseBody> {
-    let record = Record::start(&inner.hub, &inner.sandbox);
-    record.target(route.host.to_string(), route.port);
+    let record = Record::start(&inner.hub);
+    record.target(&route.host_text, route.port);
     // A WebSocket over HTTP/2 is asked for by CONNECT, and everywhere else by GET.
     let method = if request.extensions().get::<hyper::ext::Protocol>().is_some() {
-        "GET"
+        &Method::GET
     } else {
-        request.method().as_str()
+        request.method()
     };
     record.request(method, Some(request.uri().path()));
     record.allowed(&route.admission.rule);
@@ -80,6 +80,7 @@ impl Drop for Unanswered<'_> {
     }
 }
 
+/// Awaits on the heap what most requests do without: their futures are made and moved with room for all there may be.
 async fn exchange(
     inner: &Arc<Inner>,
     route: &Arc<Route>,
@@ -138,14 +139,12 @@ async fn exchange(
     let is_managed = service.is_some();
     let mut body = RequestBody::new(incoming, Arc::clone(record), service);
     if let Some(signing) = to_sign {
-        body = signing
-            .apply(&mut parts, body, &route.host_header, SystemTime::now())
-            .await
-            .map_err(unsigned)?;
+        let signed = signing.apply(&mut parts, body, &route.host_header, SystemTime::now());
+        body = Box::pin(signed).await.map_err(unsigned)?;
     }
     let request = Request::from_parts(parts, body);
     if let Some(asked) = websocket {
-        return match asked.send(inner, route, &target, request).await? {
+        return match Box::pin(asked.send(inner, route, &target, request)).await? {
             Opened::Switched(mut response) => {
                 keep_session(&mut response, is_managed);
                 Ok(asked.switch(inner, route, response, after, record, permit))
@@ -177,7 +176,7 @@ async fn exchange(
     }
     let response = pass(inner, route, response, checkin, record, permit)?;
     match issuer {
-        Some(bound) => note_tokens(&bound, response, is_plain_get).await,
+        Some(bound) => Box::pin(note_tokens(&bound, response, is_plain_get)).await,
         None => Ok(response),
     }
 }
@@ -240,7 +239,7 @@ async fn inject(
     let bound = &managed.bound;
     let mut told = managed.explain(parts.uri.path());
     if !managed.is_site() {
-        explain(route, record, &told);
+        explain(route, record, told);
         return Ok((None, None));
     }
     let endpoint = managed.endpoint(parts.uri.path());
@@ -252,7 +251,7 @@ async fn inject(
     let result = match injected.await {
         Ok(Ok((injected, to_sign))) => {
             match injected {
-                Injected::Managed => record.credential(bound.service.name()),
+                Injected::Managed => record.credential(&bound.name),
                 Injected::Own => told.reason = CredentialReason::ClientsOwn,
                 Injected::NotIssued => told.reason = CredentialReason::NotIssued,
                 Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
@@ -266,7 +265,7 @@ async fn inject(
             record.outcome(&error.to_string());
             told.reason = CredentialReason::from(&error);
             if let BoundError::Sign(error) = error {
-                explain(route, record, &told);
+                explain(route, record, told);
                 return Err(unsigned(error));
             }
             let is_denial = told.reason == CredentialReason::Rejected;
@@ -290,7 +289,7 @@ async fn inject(
             ))
         }
     };
-    explain(route, record, &told);
+    explain(route, record, told);
     result
 }
 
@@ -304,9 +303,9 @@ fn unsigned(error: SignError) -> Refusal {
 }
 
 /// Writes down why a request, or a tunnel that is not read, has a credential or none.
-pub(super) fn explain(route: &Route, record: &Record, why: &Explanation) {
+pub(super) fn explain(route: &Route, record: &Record, why: Explanation) {
     tracing::debug!(target: "sandbox_proxy::credentials", host = %route.host, port = route.port, %why);
-    record.credential_reason(&why.to_string());
+    record.credential_reason(why);
 }
 
 async fn send(

@@ -67,9 +67,9 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
 /// A head that could not be parsed is an attempt, too; at what is known in a tunnel alone.
 pub(crate) fn note_malformed(inner: &Inner, route: Option<&Route>, error: &hyper::Error) {
     if error.is_parse() || error.is_timeout() {
-        let record = Record::start(&inner.hub, &inner.sandbox);
+        let record = Record::start(&inner.hub);
         if let Some(route) = route {
-            record.target(route.host.to_string(), route.port);
+            record.target(&route.host_text, route.port);
         }
         record.denied("", &format!("malformed request: {error}"));
     }
@@ -77,8 +77,8 @@ pub(crate) fn note_malformed(inner: &Inner, route: Option<&Route>, error: &hyper
 
 async fn answer(inner: &Arc<Inner>, slot: &AfterSlot, request: Request<Incoming>) -> Response<ResponseBody> {
     if request.method() == Method::CONNECT {
-        let record = Record::start(&inner.hub, &inner.sandbox);
-        record.request("CONNECT", None);
+        let record = Record::start(&inner.hub);
+        record.request(&Method::CONNECT, None);
         let target = request
             .uri()
             .authority()
@@ -113,7 +113,7 @@ async fn connect(
         .authority()
         .map_or("", |authority| authority.as_str());
     let (host, port) = parse_authority(authority, None)?;
-    record.target(host.to_string(), port);
+    record.target(&host.to_string().into(), port);
     let mut hosts = request.headers().get_all(HOST).iter();
     if let Some(header) = hosts.next() {
         // Many clients leave the port out; what they say must be true.
@@ -142,7 +142,7 @@ async fn connect(
     // Where requests decide, nothing is resolved or dialled before one of them is allowed.
     let waits = route.admission.inspect && holds("inspect-before-dial");
     if let Some(managed) = route.service.as_ref().filter(|_| !route.is_read()) {
-        exchange::explain(&route, record, &managed.explain(""));
+        exchange::explain(&route, record, managed.explain(""));
     }
     let upstream = if !tls || waits || (route.is_read() && route.target.speaks_h2().is_some()) {
         None
@@ -167,10 +167,10 @@ async fn fetch(
     match plain_route(inner, &request).await {
         Ok(route) => Ok(exchange::answer(inner, &route, request, slot).await),
         Err((refusal, target)) => {
-            let record = Record::start(&inner.hub, &inner.sandbox);
-            record.request(request.method().as_str(), Some(request.uri().path()));
+            let record = Record::start(&inner.hub);
+            record.request(request.method(), Some(request.uri().path()));
             if let Some((host, port)) = target {
-                record.target(host, port);
+                record.target(&host.into(), port);
             }
             Err((refusal, record))
         }

@@ -31,7 +31,7 @@ pub(crate) async fn serve(
     record: Arc<Record>,
 ) {
     let deadline = Instant::now() + limits::HANDSHAKE_TIME;
-    let Some(hello) = tunnel::expect_hello(&mut client, &route, deadline, &record).await else {
+    let Some(hello) = Box::pin(tunnel::expect_hello(&mut client, &route, deadline, &record)).await else {
         return;
     };
     let Start::Tls(asked) = hello.start else {
@@ -130,14 +130,15 @@ where
     let service = service_fn(move |request| {
         tunnel.silence();
         let (inner, route, websockets) = (Arc::clone(&inner), Arc::clone(&route), websockets.clone());
-        async move {
+        // On the heap, since it is moved several times until it is a task.
+        Box::pin(async move {
             let slot = AfterSlot::default();
             let response = exchange::answer(&inner, &route, request, &slot).await;
             if let Some(After::WebSocket(switched)) = slot.take() {
                 websockets.execute(async move { tunnel::serve_websocket(&inner, *switched).await });
             }
             Ok::<_, std::convert::Infallible>(response)
-        }
+        })
     });
     let served = http2::Builder::new(executor)
         .timer(TokioTimer::new())

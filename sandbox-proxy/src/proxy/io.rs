@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::meter::{Half, Meter};
 use super::quota::Slot;
+use super::unless::unless;
 
 /// The guest's side of a tunnel: its stream, and what was read with the CONNECT before it.
 pub(crate) type Client = Prefixed<Watched>;
@@ -297,6 +298,6 @@ where
 {
     fn execute(&self, task: F) {
         let scope = self.scope.clone();
-        tokio::spawn(async move { scope.run_until_cancelled(task).await.map(drop) });
+        tokio::spawn(async move { unless(task, scope.cancelled()).await.map(drop) });
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use sandbox_core::policy::{InvalidPolicy, Policy, RequestLine};
 
 use super::route::Route;
+use super::unless::unless;
 use super::{Inner, Proxy};
 use crate::audit::record::Record;
 use crate::defence;
@@ -90,11 +91,9 @@ impl Inner {
         record: &Record,
         tunnel: impl Future<Output = ()>,
     ) {
-        tokio::select! {
-            () = tunnel => {}
-            () = self.disallowed(route, request, address) => {
-                record.outcome("the policy was replaced, and the new one does not allow the tunnel");
-            }
+        let allowed = unless(tunnel, self.disallowed(route, request, address));
+        if allowed.await.is_none() {
+            record.outcome("the policy was replaced, and the new one does not allow the tunnel");
         }
     }
 
@@ -104,7 +103,7 @@ impl Inner {
         loop {
             if !route.admission.is_of(&self.policy())
                 && defence::holds("policy-for-open-tunnels")
-                && !self.still_allows(route, request, address).await
+                && !Box::pin(self.still_allows(route, request, address)).await
             {
                 return;
             }

@@ -29,7 +29,7 @@ impl Inner {
 
     /// Records that a look-up was denied.
     pub(crate) fn record_look_up(&self, name: &str, kind: u16, rule: &str) {
-        let record = Record::start(&self.hub, &self.sandbox);
+        let record = Record::start(&self.hub);
         record.lookup(name, &RecordType::from(kind).to_string());
         record.denied(
             rule,

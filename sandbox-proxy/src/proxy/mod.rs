@@ -24,6 +24,7 @@ mod quota;
 mod refusal;
 mod route;
 mod tunnel;
+mod unless;
 mod upstream;
 mod websocket;
 
@@ -65,6 +66,7 @@ use meter::Meters;
 use pool::Pool;
 use quota::Quota;
 use refusal::Refusal;
+use unless::unless;
 
 /// The egress proxy of one sandbox. Cheap to clone; all clones are the same proxy.
 ///
@@ -130,17 +132,20 @@ impl Proxy {
         let inner = Arc::clone(&self.inner);
         async move {
             let Some(_slot) = inner.streams.try_take() else {
-                turn_away(&inner, stream).await;
+                // On the heap, as all streams would have room for it otherwise.
+                Box::pin(turn_away(&inner, stream)).await;
                 return;
             };
             let closed = inner.closed.clone();
             let stream = Watched::new(stream);
             let idle = stream.idle(limits::IDLE_TIME);
-            tokio::select! {
-                () = front::serve(inner, stream) => {}
-                () = idle, if holds("idle-timeout") => tracing::debug!("an idle stream was closed"),
-                () = closed.cancelled() => {}
-            }
+            let ends = async {
+                tokio::select! {
+                    () = idle, if holds("idle-timeout") => tracing::debug!("an idle stream was closed"),
+                    () = closed.cancelled() => {}
+                }
+            };
+            unless(front::serve(inner, stream), ends).await;
         }
     }
 
@@ -301,7 +306,7 @@ where
 /// Tells a guest that it has too many streams open.
 async fn turn_away(inner: &Inner, mut stream: BoxStream) {
     let refusal = Refusal::busy("the sandbox has too many streams open");
-    let record = Record::start(&inner.hub, &inner.sandbox);
+    let record = Record::start(&inner.hub);
     refusal.tell(&record);
     // As many more are refused as the guest likes to open: few of them are told, and none is waited for long.
     let Ok(_permit) = inner.turned_away.try_acquire() else {

@@ -21,6 +21,8 @@ use crate::services::directory::Managed;
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) host: Host,
+    /// The same for records.
+    pub(crate) host_text: Arc<str>,
     pub(crate) port: u16,
     /// Whether upstream speaks TLS.
     pub(crate) tls: bool,
@@ -95,6 +97,7 @@ impl Route {
             }),
             forward,
             meter: inner.meters.host(&host),
+            host_text: host.to_string().into(),
             host,
             port,
             tls,

@@ -99,7 +99,8 @@ pub(crate) async fn serve(
     let mut out = Direction::default();
     if route.port == TLS_PORT {
         let deadline = Instant::now() + limits::HANDSHAKE_TIME;
-        let Some(heard) = expect_hello(&mut client, &route, deadline, &record).await else {
+        // On the heap: tunnels live long, and their first step must not.
+        let Some(heard) = Box::pin(expect_hello(&mut client, &route, deadline, &record)).await else {
             return;
         };
         out.buffer.extend_from_slice(&heard.seen);

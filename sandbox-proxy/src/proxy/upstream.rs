@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -27,6 +27,7 @@ use super::pool::{Http2, Sender, Settings};
 use super::quota::Slot;
 use super::refusal::Refusal;
 use super::route::Route;
+use super::unless::unless;
 use crate::address;
 use crate::defence;
 use crate::tls::client::server_name;
@@ -114,7 +115,18 @@ impl Inner {
     }
 
     /// A new HTTP connection to an admitted target, over `dialled` if that is given.
-    pub(super) async fn connect(
+    ///
+    /// On the heap: most requests need none, and all would have room for it.
+    pub(super) fn connect<'a>(
+        &'a self,
+        route: &'a Route,
+        dialled: Option<Dialled>,
+        offer: Offer,
+    ) -> Pin<Box<impl Future<Output = Result<Sender, Refusal>> + Send + 'a>> {
+        Box::pin(self.connect_here(route, dialled, offer))
+    }
+
+    async fn connect_here(
         &self,
         route: &Route,
         dialled: Option<Dialled>,
@@ -200,7 +212,7 @@ impl Inner {
             .await
             .map_err(|error| http_failed(&error))?;
         let (connection, closed) = (connection.with_upgrades(), self.closed.clone());
-        tokio::spawn(async move { closed.run_until_cancelled(connection).await });
+        tokio::spawn(async move { unless(connection, closed.cancelled()).await });
         Ok(Sender::H1(sender))
     }
 
@@ -235,7 +247,7 @@ impl Inner {
                 settings.takes_websockets.store(takes, Relaxed);
                 ended
             });
-            closed.run_until_cancelled(driven).await
+            unless(driven, closed.cancelled()).await
         });
         Ok(Sender::H2(h2))
     }

@@ -52,10 +52,11 @@ impl Hold {
     }
 
     /// Takes a chunk in and gives the first `end` bytes of all there is, scrubbed, in one or two pieces; either may be
-    /// empty. A large chunk in which nothing is found is not copied.
+    /// empty. A chunk in which nothing is found is not copied if it is large or comes alone.
     pub(super) fn pass(&mut self, patterns: &Patterns, chunk: Bytes, end: usize) -> [Bytes; 2] {
         let before = self.held.len();
-        let Some(end_of_chunk) = end.checked_sub(before).filter(|_| chunk.len() >= LARGE_CHUNK) else {
+        let is_whole = |end: &usize| chunk.len() >= LARGE_CHUNK || (before == 0 && *end == chunk.len());
+        let Some(end_of_chunk) = end.checked_sub(before).filter(is_whole) else {
             self.push(&chunk);
             return [self.release(patterns, end), Bytes::new()];
         };
@@ -64,12 +65,14 @@ impl Hold {
         let mut places = Vec::new();
         patterns.find(&chunk, run, end_of_chunk, &mut places);
         // What starts before it, and so ends within the tail's length.
-        self.held
-            .extend_from_slice(chunk.get(..patterns.tail().min(chunk.len())).unwrap_or(&[]));
         let mut starts_before = vec![(0, self.condemned)];
-        patterns.find(&self.held, self.run, before, &mut starts_before);
-        self.held.truncate(before);
-        fill(&mut self.held, &starts_before);
+        if before > 0 {
+            self.held
+                .extend_from_slice(chunk.get(..patterns.tail().min(chunk.len())).unwrap_or(&[]));
+            patterns.find(&self.held, self.run, before, &mut starts_before);
+            self.held.truncate(before);
+            fill(&mut self.held, &starts_before);
+        }
         places.push((0, reach(&starts_before).saturating_sub(before)));
 
         let first = std::mem::take(&mut self.held).freeze();

@@ -24,18 +24,22 @@ pub(crate) struct Patterns {
     escapes: Escapes,
     /// Bytes that the longest secret takes, however it is written.
     reach: usize,
+    /// Bytes that the shortest takes: escapes make it longer only.
+    least: usize,
 }
 
 impl Patterns {
     pub(crate) fn new<'a>(secrets: impl Iterator<Item = &'a str> + Clone) -> Self {
         let longest = secrets.clone().map(str::len).max().unwrap_or(0) * BYTES_PER_BYTE;
         let breaks = longest / view::LINE_CHARS + 1;
+        let forms: Vec<_> = secrets.clone().flat_map(forms::all).collect();
         Self {
             escapes: Escapes {
                 quotes: secrets.clone().any(|secret| secret.contains(['"', '\'', '\\'])),
             },
             reach: longest + breaks * view::BREAK_BYTES,
-            search: Search::new(secrets.flat_map(forms::all).collect()),
+            least: forms.iter().map(|form| form.len()).min().unwrap_or(0),
+            search: Search::new(forms),
         }
     }
 
@@ -111,6 +115,10 @@ impl Patterns {
     /// Adds every place where a form stands, or what says it, that starts before `limit`. `run` characters of an alphabet
     /// came right before the text. Places that touch may come as one.
     pub(super) fn find(&self, text: &[u8], run: usize, limit: usize, found: &mut Vec<Place>) {
+        // As most names and values of headers are.
+        if text.len() < self.least {
+            return;
+        }
         if let Some(search) = &self.search {
             search.places(text, limit, found);
             view::places(search, self.escapes, text, run, limit, self.reach, found);

@@ -29,7 +29,9 @@ const MAX_FETCHES: usize = 16;
 pub(crate) struct Bound {
     pub(crate) service: Service,
     pub(crate) source: Arc<dyn CredentialSource>,
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
+    /// Where each endpoint's credential goes, in words.
+    places: Vec<Arc<str>>,
     fetches: Semaphore,
     /// For bodies that are collected to be signed.
     room: Arc<Semaphore>,
@@ -55,6 +57,12 @@ impl Bound {
     pub(crate) fn new(service: Service, source: Arc<dyn CredentialSource>) -> Self {
         Self {
             name: service.name().into(),
+            places: {
+                let endpoints = service.endpoints.iter();
+                endpoints
+                    .map(|endpoint| endpoint.placement.shown().into())
+                    .collect()
+            },
             service,
             source,
             fetches: Semaphore::new(MAX_FETCHES),
@@ -67,6 +75,11 @@ impl Bound {
     pub(crate) fn tagged(mut self, tag: &PlaceholderTag) -> Self {
         self.service.fill_placeholders(tag);
         self
+    }
+
+    /// The service's endpoint of this number, and where its credential goes in words.
+    pub(crate) fn endpoint_and_place(&self, index: usize) -> Option<(&Endpoint, &Arc<str>)> {
+        self.service.endpoints.get(index).zip(self.places.get(index))
     }
 
     /// Puts the credential of now into a request to `target`, or does instead what the service says. What is put in is

@@ -186,9 +186,14 @@ impl Managed {
 
     /// The first endpoint that has this path.
     pub(crate) fn endpoint(&self, path: &str) -> Option<&Endpoint> {
-        let all = &self.bound.service.endpoints;
-        let mut own = self.endpoints.iter().filter_map(|index| all.get(*index));
-        own.find(|endpoint| endpoint.has_path(path))
+        self.endpoint_and_place(path).map(|(endpoint, _)| endpoint)
+    }
+
+    /// The same, with where its credential goes in words.
+    fn endpoint_and_place(&self, path: &str) -> Option<(&Endpoint, &Arc<str>)> {
+        let own = self.endpoints.iter();
+        let mut own = own.filter_map(|index| self.bound.endpoint_and_place(*index));
+        own.find(|(endpoint, _)| endpoint.has_path(path))
     }
 
     /// The service, if answers to requests with this path are its tokens.
@@ -199,14 +204,16 @@ impl Managed {
 
     /// What happens to a request with this path, if the client has no credential of its own and the source one.
     pub(crate) fn explain(&self, path: &str) -> Explanation {
-        let reason = match (&self.why_not, self.endpoint(path)) {
+        let reason = match (&self.why_not, self.endpoint_and_place(path)) {
             (Some(why_not), _) => why_not.clone(),
             (None, None) => CredentialReason::OtherPath,
-            (None, Some(endpoint)) if endpoint.placement == Placement::Issued => CredentialReason::Issued,
-            (None, Some(endpoint)) => CredentialReason::Injected {
-                place: endpoint.placement.shown(),
+            (None, Some((endpoint, _))) if endpoint.placement == Placement::Issued => {
+                CredentialReason::Issued
+            }
+            (None, Some((_, place))) => CredentialReason::Injected {
+                place: Arc::clone(place),
             },
         };
-        Explanation::new(self.bound.service.name(), reason)
+        Explanation::new(&self.bound.name, reason)
     }
 }

@@ -1,6 +1,7 @@
 //! Why a request gets a credential or none, in words that hold no secret.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::bound::BoundError;
 use super::inject::InjectError;
@@ -9,7 +10,7 @@ use super::inject::InjectError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// The service that the host belongs to, if any.
-    pub service: Option<String>,
+    pub service: Option<Arc<str>>,
     /// The reason.
     pub reason: CredentialReason,
 }
@@ -21,7 +22,7 @@ pub enum CredentialReason {
     /// The credential of the service's source is put in.
     Injected {
         /// Where it goes, for people.
-        place: String,
+        place: Arc<str>,
     },
     /// No service has this host. A TLS stream to it is not read.
     NoService,
@@ -65,9 +66,9 @@ pub enum CredentialReason {
 }
 
 impl Explanation {
-    pub(crate) fn new(service: &str, reason: CredentialReason) -> Self {
+    pub(crate) fn new(service: &Arc<str>, reason: CredentialReason) -> Self {
         Self {
-            service: Some(service.to_owned()),
+            service: Some(Arc::clone(service)),
             reason,
         }
     }
