@@ -104,9 +104,14 @@ fn encode(text: &str, to: &mut String) {
 }
 
 /// Undoes percent-encoding as a form parser would; what is no valid escape stays as it is.
-pub(super) fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+pub(super) fn decode(form: impl AsRef<[u8]>) -> String {
+    String::from_utf8_lossy(&decoded(form.as_ref(), true)).into_owned()
+}
+
+/// Undoes percent-encoding; what is no valid escape stays as it is. In a form, a plus is a blank.
+pub(super) fn decoded(raw: &[u8], is_form: bool) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw;
     while let Some((&first, tail)) = rest.split_first() {
         rest = tail;
         let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
@@ -115,11 +120,11 @@ pub(super) fn decode(text: &str) -> String {
                 rest = tail.get(2..).unwrap_or(&[]);
                 u8::try_from(high * 16 + low).unwrap_or(b'?')
             }
-            (b'+', ..) => b' ',
+            (b'+', ..) if is_form => b' ',
             _ => first,
         });
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use sandbox_proxy::{Rules, Service, sources};
+use sandbox_proxy::{Service, sources};
 
 use crate::support::*;
 
@@ -82,15 +82,7 @@ async fn services_are_asked_not_to_compress_unless_they_are_allowed_to() {
 #[tokio::test]
 async fn unknown_codings_are_refused_from_services_and_pass_from_others() {
     let (upstream, plain) = (Upstream::tls(&["http/1.1"]).await, Upstream::plain().await);
-    let running = Running::start(|builder| {
-        let rules = Rules::new()
-            .allow(&format!("{} special-ranges", upstream.at("api.test")))
-            .allow(&format!("http://{} special-ranges", plain.at("elsewhere.test")));
-        with_credential(allowed(builder, &upstream), &upstream)
-            .policy(Arc::new(rules))
-            .resolve("elsewhere.test".parse().unwrap(), vec![LOCAL])
-    })
-    .await;
+    let running = Running::beside(&upstream, &plain, &["elsewhere.test"]).await;
     let at = upstream.at("api.test");
     for (codings, more) in [
         ("compress", &[][..]),

@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rcgen::{CertificateParams, KeyPair};
 use sandbox_proxy::{Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -342,11 +341,7 @@ async fn with_certificate(names: &[&str], valid: (i64, i64), is_self_signed: boo
         let now = SystemTime::now();
         if days < 0 { now - length } else { now + length }
     };
-    let mut root = CertificateParams::default();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name
-        .push(rcgen::DnType::CommonName, "test root");
-    let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
+    let root = root();
     let key = KeyPair::generate().unwrap();
     let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut leaf = CertificateParams::new(names).unwrap();
@@ -356,17 +351,7 @@ async fn with_certificate(names: &[&str], valid: (i64, i64), is_self_signed: boo
     } else {
         leaf.signed_by(&key, &root).unwrap()
     };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server_config(&leaf, &key)));
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
     let at = format!("api.test:{}", listener.local_addr().unwrap().port());
     tokio::spawn(async move {

@@ -143,14 +143,12 @@ async fn clients_own_credential_is_taken_out_of_trailers_and_underscored_names()
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
     let at = upstream.at("api.test");
-    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
     let request = format!(
         "POST /body HTTP/1.1\r\nHost: {at}\r\nX_Api_Key: mine\r\nTransfer-Encoding: chunked\r\n\
          Trailer: x-api-key, x-sum, authorization\r\n\r\n2\r\nhi\r\n0\r\nX-Api-Key: mine\r\nAuthorization: mine\r\n\
          X-Sum: 7\r\n\r\n"
     );
-    tls.write_all(request.as_bytes()).await.unwrap();
-    let answer = read_all(&mut tls).await;
+    let answer = running.raw_inside(&at, request).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let seen = upstream.last();
     assert_eq!(seen.trailers.get("x-sum").unwrap(), "7");
@@ -192,9 +190,7 @@ async fn endless_response_head_is_refused_before_it_is_held() {
             let _ = stream.write_all(&head).await;
         }
     });
-    let answer = running
-        .raw(format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
-        .await;
+    let answer = running.plain_get(at, "").await;
     assert!(
         answer.starts_with("HTTP/1.1 502"),
         "{}",

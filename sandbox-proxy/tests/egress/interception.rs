@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use sandbox_core::audit::AuditDecision;
 use sandbox_proxy::{Rules, Service, sources};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use crate::support::*;
 
@@ -131,19 +131,7 @@ async fn websocket_passes_and_its_server_side_is_scrubbed() {
     let response = client.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
-    let stars = "*".repeat(SECRET.len());
-    let text = format!("key {stars};");
-    let (first, second) = text.split_at(9);
-    let expected = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
-    let mut greeting = vec![0; expected.len()];
-    stream.read_exact(&mut greeting).await.unwrap();
-    assert_eq!(greeting, expected);
-    // Not HTTP any more, whatever it looks like.
-    let bytes = b"\x00\xff GET / HTTP/1.1\r\n\r\n";
-    stream.write_all(bytes).await.unwrap();
-    let mut echo = vec![0; bytes.len() + 2];
-    stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(echo, frame(0x82, bytes));
+    let sent = greets_and_echoes(&mut stream).await;
     let seen = upstream.last();
     assert_eq!(seen.headers["x-api-key"], SECRET);
     assert!(!seen.headers.contains_key("sec-websocket-extensions"));
@@ -153,7 +141,7 @@ async fn websocket_passes_and_its_server_side_is_scrubbed() {
         .events
         .wait(|event| event.path.as_deref() == Some("/ws"))
         .await;
-    assert_eq!((event.status, event.bytes_out), (Some(101), bytes.len() as u64));
+    assert_eq!((event.status, event.bytes_out), (Some(101), sent));
 }
 
 #[tokio::test]

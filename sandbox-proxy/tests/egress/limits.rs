@@ -15,9 +15,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
-/// Set in the process that [`hog_in_a_process_with_few_descriptors`] starts.
-const FEW: &str = "SANDBOX_TEST_FEW_DESCRIPTORS";
-
 #[tokio::test]
 async fn connections_that_wait_make_room_for_others() {
     let upstreams = [
@@ -34,11 +31,7 @@ async fn connections_that_wait_make_room_for_others() {
     .await;
     for upstream in upstreams.iter().chain(&upstreams) {
         let at = upstream.address;
-        let answer = running
-            .raw(format!(
-                "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n"
-            ))
-            .await;
+        let answer = running.plain_get(at, "Connection: close\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 }
@@ -221,14 +214,7 @@ async fn denials_over_and_over_are_told_one_by_one_and_then_counted() {
         .build()
         .unwrap();
     for attempt in 0..500 {
-        let (mut near, far) = tokio::io::duplex(4096);
-        let serving = tokio::spawn(proxy.serve(Box::new(far)));
-        near.write_all(b"CONNECT denied.test:443 HTTP/1.1\r\n\r\n")
-            .await
-            .unwrap();
-        assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403"));
-        drop(near);
-        serving.await.unwrap();
+        is_denied(&proxy, "denied.test:443").await;
         // Each of the first 250, then the first of its kind.
         assert_eq!(events.all().len(), (attempt + 1).min(251), "after {attempt}");
     }
@@ -251,13 +237,7 @@ async fn denials_that_were_counted_are_told_at_the_end() {
         .build()
         .unwrap();
     for index in 0..2000 {
-        let (mut near, far) = tokio::io::duplex(4096);
-        let head = format!("CONNECT n{index}.test:443 HTTP/1.1\r\n\r\n");
-        let serving = tokio::spawn(proxy.serve(Box::new(far)));
-        near.write_all(head.as_bytes()).await.unwrap();
-        assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403"));
-        drop(near);
-        serving.await.unwrap();
+        is_denied(&proxy, &format!("n{index}.test:443")).await;
     }
     drop(proxy);
     let told = events.all();
@@ -267,27 +247,18 @@ async fn denials_that_were_counted_are_told_at_the_end() {
 
 #[test]
 fn hog_in_a_process_with_few_descriptors() {
-    let this = std::env::current_exe().unwrap();
-    let output = std::process::Command::new("sh")
-        .args([
-            "-c",
-            "ulimit -n 192 && exec \"$0\" --exact limits::hog_and_neighbour",
-        ])
-        .arg(this)
-        .env(FEW, "1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains("1 passed"),
-        "{output:?}"
-    );
+    assert_passes(inner_half(
+        module_path!(),
+        "hog_and_neighbour",
+        "ulimit -n 192",
+        "",
+    ));
 }
 
 /// The inner half of the test above: does nothing in a process of its own right.
 #[tokio::test]
 async fn hog_and_neighbour() {
-    if std::env::var_os(FEW).is_none() {
+    if told().is_none() {
         return;
     }
     let upstream = Upstream::plain().await;

@@ -6,6 +6,7 @@
 mod asking;
 mod audit;
 mod clients;
+mod company_proxy;
 mod compressed;
 mod dns;
 mod faults;

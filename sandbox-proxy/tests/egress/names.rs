@@ -1,34 +1,24 @@
 //! Names and addresses: what is asked of the resolver, and what is dialled.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use async_trait::async_trait;
 use sandbox_core::audit::AuditDecision;
-use sandbox_core::host::HostName;
 use sandbox_core::policy::{Approval, Approver, Attempt, Decision, Policy, Question};
-use sandbox_proxy::{Resolver, Rules};
+use sandbox_proxy::Rules;
 
 use crate::support::*;
 
-/// Answers from a list, one entry per question, and counts.
-#[derive(Debug, Clone, Default)]
-struct Scripted {
-    asked: Arc<AtomicUsize>,
-    answers: Vec<Vec<IpAddr>>,
-}
-
-#[async_trait]
-impl Resolver for Scripted {
-    async fn lookup(&self, _name: &HostName) -> io::Result<Vec<IpAddr>> {
-        let turn = self.asked.fetch_add(1, Relaxed);
-        self.answers
-            .get(turn)
-            .cloned()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
+/// Allows `good.test`, whose addresses are these.
+async fn good(resolver: Scripted) -> Running {
+    Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("good.test")))
+            .resolver(resolver)
+    })
+    .await
 }
 
 fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -39,12 +29,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 async fn denied_name_is_never_resolved() {
     let resolver = Scripted::default();
     let asked = Arc::clone(&resolver.asked);
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow("good.test")))
-            .resolver(resolver)
-    })
-    .await;
+    let running = good(resolver).await;
     for target in ["data.evil.test:443", "good.test:444", "x.good.test:443"] {
         assert!(
             running
@@ -84,12 +69,7 @@ async fn any_special_address_refuses_the_name() {
         answers: answers.iter().map(|texts| addresses(texts)).collect(),
         ..Scripted::default()
     };
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow("good.test")))
-            .resolver(resolver)
-    })
-    .await;
+    let running = good(resolver).await;
     for texts in answers {
         let answer = running.connect("good.test:443").await.unwrap_err();
         assert!(answer.starts_with("HTTP/1.1 403"), "{texts:?} {answer}");
@@ -255,12 +235,7 @@ async fn look_alikes_are_other_names_and_spellings_the_same() {
 async fn rule_without_a_port_opens_no_other() {
     let resolver = Scripted::default();
     let asked = Arc::clone(&resolver.asked);
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow("good.test")))
-            .resolver(resolver)
-    })
-    .await;
+    let running = good(resolver).await;
     for port in [1, 22, 25, 80, 444, 8443, 9999, 65535] {
         let answer = running.connect(&format!("good.test:{port}")).await.unwrap_err();
         assert!(answer.starts_with("HTTP/1.1 403"), "{port} {answer}");

@@ -7,20 +7,10 @@ use sandbox_proxy::{Rules, Service, sources};
 
 use crate::support::*;
 
-async fn open(upstream: &Upstream) -> Running {
-    Running::start(|builder| {
-        let rule = format!("http://{} special-ranges", upstream.at("api.test"));
-        builder
-            .policy(Arc::new(Rules::new().allow(&rule)))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-    })
-    .await
-}
-
 #[tokio::test]
 async fn absolute_target_is_fetched_in_origin_form() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("API.test");
     let answer = running
         .raw(format!(
@@ -51,7 +41,7 @@ async fn absolute_target_is_fetched_in_origin_form() {
 #[tokio::test]
 async fn host_that_differs_from_the_target_is_refused() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("api.test");
     for host in [
         "Host: evil.test\r\n".to_owned(),
@@ -110,12 +100,10 @@ async fn credential_never_goes_over_plain_http_unless_allowed() {
 #[tokio::test]
 async fn connections_to_upstream_are_used_again() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("api.test");
     for _ in 0..5 {
-        let answer = running
-            .raw(format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n\r\n"))
-            .await;
+        let answer = running.plain_get(&at, "").await;
         assert!(answer.ends_with("ok"), "{answer}");
     }
     assert_eq!(upstream.connections(), 1);
@@ -158,7 +146,7 @@ async fn malformed_requests_are_answered_and_recorded() {
 #[tokio::test]
 async fn two_lengths_never_become_two_requests() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("api.test");
     let smuggled = format!("GET http://{at}/smuggled HTTP/1.1\r\nHost: {at}\r\n\r\n");
     for lengths in [
@@ -241,7 +229,7 @@ async fn connect_whose_host_header_says_something_else_is_refused() {
 #[tokio::test]
 async fn only_plain_http_is_fetched() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("api.test");
     for scheme in ["https", "ftp", "ws"] {
         let answer = running
@@ -255,7 +243,7 @@ async fn only_plain_http_is_fetched() {
 #[tokio::test]
 async fn head_over_its_limit_is_refused_before_it_is_held() {
     let upstream = Upstream::plain().await;
-    let running = open(&upstream).await;
+    let running = Running::plain(&upstream).await;
     let at = upstream.at("api.test");
     let head = format!(
         "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nA: {}\r\n\r\n",

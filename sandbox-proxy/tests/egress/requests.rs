@@ -47,9 +47,7 @@ async fn host_must_be_the_tunnels() {
         format!("GET ftp://{at}/ HTTP/1.1\r\nHost: {at}\r\n"),
         format!("TRACE / HTTP/1.1\r\nHost: {at}\r\n"),
     ] {
-        let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
-        tls.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
-        let answer = read_all(&mut tls).await;
+        let answer = running.raw_inside(&at, format!("{head}\r\n")).await;
         assert!(
             answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"),
             "{head:?} {answer}"
@@ -74,11 +72,8 @@ async fn every_spelling_of_the_tunnels_host_is_one_and_upstream_sees_its_normal_
         format!("GET HTTPS://{at}/ HTTP/1.1\r\nhOST:  {at} \r\n"),
         format!("GET / HTTP/1.0\r\nHost: {at}\r\n"),
     ] {
-        let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
-        tls.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())
-            .await
-            .unwrap();
-        let answer = read_all(&mut tls).await;
+        let request = format!("{head}Connection: close\r\n\r\n");
+        let answer = running.raw_inside(&at, request).await;
         assert!(answer.contains(" 200 "), "{head:?} {answer}");
         let seen = upstream.last();
         assert_eq!(
@@ -186,13 +181,11 @@ async fn credentials_of_the_client_are_replaced_however_they_are_sent() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
     let at = upstream.at("api.test");
-    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
     let head = format!(
         "GET /echo HTTP/1.1\r\nHost: {at}\r\nX-API-Key: mine\r\nx-api-key: mine2\r\nAUTHORIZATION: Bearer mine3\r\n\
          Cookie: session=mine4\r\nProxy-Authorization: Basic bWluZTU=\r\nConnection: x-api-key\r\n\r\n"
     );
-    tls.write_all(head.as_bytes()).await.unwrap();
-    let answer = read_all(&mut tls).await;
+    let answer = running.raw_inside(&at, head).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let seen = upstream.last();
     let keys: Vec<_> = seen.headers.get_all("x-api-key").iter().collect();

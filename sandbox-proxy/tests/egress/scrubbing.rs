@@ -1,11 +1,8 @@
 //! What the scrubber tells a guesser (nothing), what it holds up (nothing that is waited for), and where it looks.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use sandbox_proxy::Rules;
 
 use crate::support::*;
 
@@ -86,16 +83,7 @@ async fn stream_that_a_guest_stops_in_the_middle_of_the_secret_gives_none_of_it(
 #[tokio::test]
 async fn secret_is_scrubbed_on_other_ports_hosts_and_plain_http() {
     let (upstream, plain) = (Upstream::tls(&["http/1.1"]).await, Upstream::plain().await);
-    let running = Running::start(|builder| {
-        let rules = Rules::new()
-            .allow(&format!("{} special-ranges", upstream.at("api.test")))
-            .allow(&format!("http://{} special-ranges", plain.at("api.test")))
-            .allow(&format!("http://{} special-ranges", plain.at("elsewhere.test")));
-        with_credential(allowed(builder, &upstream), &upstream)
-            .policy(Arc::new(rules))
-            .resolve("elsewhere.test".parse().unwrap(), vec![LOCAL])
-    })
-    .await;
+    let running = Running::beside(&upstream, &plain, &["api.test", "elsewhere.test"]).await;
     let ask = |host: &str| {
         let at = plain.at(host);
         // Stands for a host that shows what it knows of other requests.

@@ -1,9 +1,12 @@
 //! A proxy on a port, and clients that say just what a test wants; upstream is in a file of its own.
 
 mod git;
+mod process;
+mod resolvers;
 mod streams;
 mod upstream;
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,8 +25,10 @@ use sandbox_proxy::{Proxy, ProxyBuilder, Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-pub use streams::{POURED, accept, message};
-pub use upstream::{Frames, Seen, Upstream, certificates, encode, frame};
+pub use process::{assert_passes, inner_half, told};
+pub use resolvers::{Leads, Scripted};
+pub use streams::{POURED, accept, greets_and_echoes, message};
+pub use upstream::{Frames, Seen, Upstream, certificates, encode, root, server_config};
 
 /// The credential that must never be seen by a client.
 pub const SECRET: &str = "sk-test-4f9Zq/x7+Kd_tail";
@@ -84,9 +89,35 @@ impl Running {
         Self::start(|builder| allowed(builder, upstream)).await
     }
 
+    /// Allows `api.test` at the upstream, over plain HTTP.
+    pub async fn plain(upstream: &Upstream) -> Self {
+        Self::start(|builder| {
+            let rule = format!("http://{} special-ranges", upstream.at("api.test"));
+            builder
+                .policy(Arc::new(Rules::new().allow(&rule)))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL])
+        })
+        .await
+    }
+
     /// Allows `api.test` at the upstream, with the secret in `x-api-key`.
     pub async fn managed(upstream: &Upstream) -> Self {
         Self::start(|builder| with_credential(allowed(builder, upstream), upstream)).await
+    }
+
+    /// As [`managed`](Self::managed); over plain HTTP, these names are allowed at another upstream.
+    pub async fn beside(upstream: &Upstream, plain: &Upstream, names: &[&str]) -> Self {
+        Self::start(|builder| {
+            let managed = format!("{} special-ranges", upstream.at("api.test"));
+            let rules = names.iter().fold(Rules::new().allow(&managed), |rules, name| {
+                rules.allow(&format!("http://{} special-ranges", plain.at(name)))
+            });
+            let builder = with_credential(allowed(builder, upstream), upstream).policy(Arc::new(rules));
+            names.iter().fold(builder, |builder, name| {
+                builder.resolve(name.parse().unwrap(), vec![LOCAL])
+            })
+        })
+        .await
     }
 
     pub async fn dial(&self) -> TcpStream {
@@ -98,6 +129,12 @@ impl Running {
         let mut stream = self.dial().await;
         stream.write_all(bytes.as_ref()).await.unwrap();
         read_all(&mut stream).await
+    }
+
+    /// What comes back for `GET http://at/` with these lines more in its head.
+    pub async fn plain_get(&self, at: impl Display, more: &str) -> String {
+        self.raw(format!("GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n{more}\r\n"))
+            .await
     }
 
     /// Opens a tunnel; the head of the answer if it is refused.
@@ -117,6 +154,13 @@ impl Running {
     pub async fn tls(&self, target: &str, name: &str, protocols: &[&str]) -> std::io::Result<Tls> {
         let stream = self.connect(target).await.expect("the tunnel is refused");
         tls(stream, &self.proxy.ca_pem().unwrap(), name, protocols).await
+    }
+
+    /// As [`raw`](Self::raw), inside an intercepted tunnel to `api.test` at this target.
+    pub async fn raw_inside(&self, target: &str, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.tls(target, "api.test", &["http/1.1"]).await.unwrap();
+        stream.write_all(bytes.as_ref()).await.unwrap();
+        read_all(&mut stream).await
     }
 
     /// One HTTP/1.1 request inside an intercepted tunnel.
@@ -154,6 +198,17 @@ impl Running {
         tokio::spawn(connection);
         client
     }
+}
+
+/// Asks for a tunnel, without a socket, and is denied it. Returns when nothing of the attempt goes on.
+pub async fn is_denied(proxy: &Proxy, target: &str) {
+    let (mut near, far) = tokio::io::duplex(4096);
+    let serving = tokio::spawn(proxy.serve(Box::new(far)));
+    let head = format!("CONNECT {target} HTTP/1.1\r\n\r\n");
+    near.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403"));
+    drop(near);
+    serving.await.unwrap();
 }
 
 /// Some data and then trailers.

@@ -1,6 +1,7 @@
 //! Opaque tunnels: what may be opened, and what may go through.
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::support::*;
+
+/// Allows a name at a port of its own.
+async fn named(name: &str, port: u16) -> Running {
+    Running::start(|builder| {
+        let rule = format!("{name}:{port} special-ranges");
+        builder
+            .policy(Arc::new(Rules::new().allow(&rule)))
+            .resolve(name.parse().unwrap(), vec![LOCAL])
+    })
+    .await
+}
 
 #[tokio::test]
 async fn allowed_tunnel_is_opaque_and_recorded() {
@@ -131,13 +143,7 @@ async fn server_that_speaks_first_and_half_close_work_on_a_named_port() {
             .await
             .unwrap();
     });
-    let running = Running::start(|builder| {
-        let rule = format!("raw.test:{port} special-ranges");
-        builder
-            .policy(Arc::new(Rules::new().allow(&rule)))
-            .resolve("raw.test".parse().unwrap(), vec![LOCAL])
-    })
-    .await;
+    let running = named("raw.test", port).await;
     let mut tunnel = running.connect(&format!("raw.test:{port}")).await.unwrap();
     let mut greeting = [0; 10];
     tunnel.read_exact(&mut greeting).await.unwrap();
@@ -197,13 +203,7 @@ async fn refused_connection_is_a_502_that_says_so() {
         .local_addr()
         .unwrap()
         .port();
-    let running = Running::start(|builder| {
-        let rule = format!("raw.test:{port} special-ranges");
-        builder
-            .policy(Arc::new(Rules::new().allow(&rule)))
-            .resolve("raw.test".parse().unwrap(), vec![LOCAL])
-    })
-    .await;
+    let running = named("raw.test", port).await;
     let answer = running.connect(&format!("raw.test:{port}")).await.unwrap_err();
     assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
     assert!(answer.contains("error=connection_refused"), "{answer}");
@@ -237,4 +237,70 @@ async fn dropping_a_served_stream_leaves_nothing_open() {
     assert_eq!(at_upstream.read(&mut [0; 1]).await.unwrap_or(0), 0);
     let event = running.events.wait(|event| event.port == port).await;
     assert_eq!(event.decision, AuditDecision::Allowed);
+}
+
+#[tokio::test]
+async fn ssh_through_a_tunnel_speaks_both_ways() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    let made = tokio::process::Command::new("dropbearkey")
+        .args(["-t", "ed25519", "-f"])
+        .arg(&key)
+        .output()
+        .await
+        .expect("dropbear is installed (dropbear-bin)");
+    let made = String::from_utf8(made.stdout).unwrap();
+    let public = made
+        .lines()
+        .find(|line| line.starts_with("ssh-ed25519 "))
+        .unwrap();
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = stream.into_std().unwrap();
+            stream.set_nonblocking(false).unwrap();
+            let input = Stdio::from(std::os::fd::OwnedFd::from(stream.try_clone().unwrap()));
+            let output = Stdio::from(std::os::fd::OwnedFd::from(stream));
+            // Where those who are not root do not look for programs.
+            tokio::process::Command::new("/usr/sbin/dropbear")
+                .args(["-i", "-r"])
+                .arg(&key)
+                .stdin(input)
+                .stdout(output)
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+        }
+    });
+    let running = named("git.test", port).await;
+    let tunnel = running.connect(&format!("git.test:{port}")).await.unwrap();
+    // The server speaks first. ssh-keyscan goes through the whole key exchange; it gets the tunnel as its server.
+    let bridge = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let near = bridge.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut client, _) = bridge.accept().await.unwrap();
+        let mut tunnel = tunnel;
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut tunnel).await;
+    });
+    let scan = tokio::process::Command::new("ssh-keyscan")
+        .args([
+            "-t",
+            "ed25519",
+            "-T",
+            "20",
+            "-p",
+            &near.port().to_string(),
+            "127.0.0.1",
+        ])
+        .output()
+        .await
+        .unwrap();
+    let expected = public.split_whitespace().nth(1).unwrap();
+    let shown = String::from_utf8_lossy(&scan.stdout).into_owned();
+    assert!(
+        shown.contains(expected),
+        "{shown} {}",
+        String::from_utf8_lossy(&scan.stderr)
+    );
 }

@@ -102,18 +102,7 @@ async fn websockets_pass_in_every_pairing_and_their_server_side_is_scrubbed() {
             let Ok(mut stream) = opened else {
                 panic!("{protocols:?} {extended} {opened:?}");
             };
-            let text = format!("key {};", "*".repeat(SECRET.len()));
-            let (first, second) = text.split_at(9);
-            let expected = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
-            let mut greeting = vec![0; expected.len()];
-            stream.read_exact(&mut greeting).await.unwrap();
-            assert_eq!(greeting, expected);
-            // Not HTTP any more, whatever it looks like.
-            let bytes = b"\x00\xff GET / HTTP/1.1\r\n\r\n";
-            stream.write_all(bytes).await.unwrap();
-            let mut echo = vec![0; bytes.len() + 2];
-            stream.read_exact(&mut echo).await.unwrap();
-            assert_eq!(echo, frame(0x82, bytes));
+            let sent = greets_and_echoes(&mut stream).await;
             let seen = upstream.last();
             assert_eq!(seen.headers["x-api-key"], SECRET);
             assert_eq!(seen.headers["sec-websocket-version"], "13");
@@ -133,7 +122,7 @@ async fn websockets_pass_in_every_pairing_and_their_server_side_is_scrubbed() {
                 "one method for policies and people"
             );
             assert_eq!(event.status, Some(if extended { 200 } else { 101 }));
-            assert_eq!(event.bytes_out, bytes.len() as u64);
+            assert_eq!(event.bytes_out, sent);
         }
     }
 }
@@ -159,17 +148,22 @@ async fn upstream_that_opens_no_websocket_is_told_as_what_it_is() {
     }
 }
 
+/// A connection on which the proxy's settings have come, with the answer to a request.
+async fn settled(running: &Running, at: &str) -> H2 {
+    let mut client = running.h2(at).await;
+    let first = Request::get(format!("https://{at}/"))
+        .body(Full::default())
+        .unwrap();
+    send2(&mut client, first).await;
+    client
+}
+
 #[tokio::test]
 async fn only_websockets_are_opened_by_extended_connect() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let running = Running::managed(&upstream).await;
     let at = upstream.at("api.test");
-    let mut client = running.h2(&at).await;
-    // Its settings must have come.
-    let first = Request::get(format!("https://{at}/"))
-        .body(Full::default())
-        .unwrap();
-    send2(&mut client, first).await;
+    let mut client = settled(&running, &at).await;
     for (uri, protocol) in [
         (format!("https://{at}/ws"), Some("connect-udp")),
         (format!("https://{at}/ws"), Some("connect-ip")),
@@ -193,11 +187,7 @@ async fn websocket_for_another_host_is_refused() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let running = Running::managed(&upstream).await;
     let at = upstream.at("api.test");
-    let mut client = running.h2(&at).await;
-    let first = Request::get(format!("https://{at}/"))
-        .body(Full::default())
-        .unwrap();
-    send2(&mut client, first).await;
+    let mut client = settled(&running, &at).await;
     let request = Request::builder()
         .method(Method::CONNECT)
         .uri("https://evil.test/ws")
@@ -209,6 +199,13 @@ async fn websocket_for_another_host_is_refused() {
     assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST);
     assert_eq!(upstream.seen().len(), 1);
 }
+
+/// A switch without the proof that a WebSocket is opened, and what comes after it.
+const SWITCH: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret";
+
+/// What asks for a WebSocket, but for the key.
+const UPGRADE: &str = "Connection: upgrade\r\nUpgrade: websocket\r\n";
 
 /// An upstream that answers each request with these bytes, over plain HTTP.
 async fn answering(answer: &'static str) -> (Running, String) {
@@ -229,43 +226,41 @@ async fn answering(answer: &'static str) -> (Running, String) {
     )
 }
 
+/// A request with these lines more in its head fails, and nothing that follows the switch comes through.
+async fn opens_nothing(running: &Running, at: &str, more: &str) {
+    let told = running.plain_get(at, more).await;
+    assert!(
+        told.starts_with("HTTP/1.1 502") && !told.contains("secret"),
+        "{told}"
+    );
+}
+
 #[tokio::test]
 async fn switch_to_something_that_is_no_websocket_opens_nothing() {
     for answer in [
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret",
+        SWITCH,
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\nsecret",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nsecret",
     ] {
         let (running, at) = answering(answer).await;
-        let told = running
-            .raw(format!(
-                "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Key: {KEY}\r\n\r\n"
-            ))
-            .await;
-        assert!(
-            told.starts_with("HTTP/1.1 502") && !told.contains("secret"),
-            "{told}"
-        );
+        let keyed = format!("{UPGRADE}Sec-WebSocket-Key: {KEY}\r\n");
+        opens_nothing(&running, &at, &keyed).await;
     }
 }
 
 #[tokio::test]
 async fn switch_without_a_key_to_show_for_it_opens_nothing() {
-    let (running, at) = answering(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret",
-    )
-    .await;
-    let told = running
-        .raw(format!(
-            "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
-        ))
-        .await;
-    assert!(
-        told.starts_with("HTTP/1.1 502") && !told.contains("secret"),
-        "{told}"
-    );
+    let (running, at) = answering(SWITCH).await;
+    opens_nothing(&running, &at, UPGRADE).await;
+}
+
+#[tokio::test]
+async fn switch_that_nobody_asked_for_opens_nothing() {
+    let (running, at) = answering(SWITCH).await;
+    for upgrade in ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"] {
+        opens_nothing(&running, &at, upgrade).await;
+    }
 }
 
 #[tokio::test]
@@ -298,36 +293,15 @@ async fn websockets_end_when_the_policy_no_longer_allows_them() {
 }
 
 #[tokio::test]
-async fn switch_that_nobody_asked_for_opens_nothing() {
-    let (running, at) = answering(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nsecret",
-    )
-    .await;
-    for upgrade in ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"] {
-        let told = running
-            .raw(format!(
-                "GET http://{at}/ HTTP/1.1\r\nHost: {at}\r\n{upgrade}\r\n"
-            ))
-            .await;
-        assert!(
-            told.starts_with("HTTP/1.1 502") && !told.contains("secret"),
-            "{told}"
-        );
-    }
-}
-
-#[tokio::test]
 async fn request_for_a_websocket_has_no_body() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
     let at = upstream.at("api.test");
-    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: {KEY}\r\nContent-Length: 26\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n\r\n"
     );
-    tls.write_all(request.as_bytes()).await.unwrap();
-    let answer = read_all(&mut tls).await;
+    let answer = running.raw_inside(&at, request).await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert!(upstream.seen().is_empty());
 }

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Uri};
 use zeroize::Zeroizing;
 
 use super::SignError;
+use crate::services::query::decoded;
 
 /// The names of the headers to sign, in order: what the client signed as far as it is still there, and all of AWS's.
 pub(super) fn signed_names(headers: &HeaderMap, claimed: &[String]) -> Vec<String> {
@@ -88,7 +89,7 @@ pub(super) fn set_query(parts: &mut Parts, query: &str) -> Result<(), SignError>
 fn path(raw: &str, is_s3: bool) -> String {
     let mut out = String::with_capacity(raw.len() + 16);
     if is_s3 {
-        encode(&decode(raw.as_bytes(), false), true, &mut out);
+        encode(&decoded(raw.as_bytes(), false), true, &mut out);
         return out;
     }
     let mut kept: Vec<&str> = Vec::new();
@@ -108,7 +109,7 @@ fn path(raw: &str, is_s3: bool) -> String {
 fn query(raw: &str, out: &mut Vec<u8>) {
     let encoded = |text: &str| {
         let mut out = String::with_capacity(text.len());
-        encode(&decode(text.as_bytes(), true), false, &mut out);
+        encode(&decoded(text.as_bytes(), true), false, &mut out);
         out
     };
     let mut pairs: Vec<_> = raw
@@ -157,23 +158,4 @@ fn encode(bytes: &[u8], is_path: bool, out: &mut String) {
             out.push(digit(byte & 15).to_ascii_uppercase());
         }
     }
-}
-
-/// Undoes percent-encoding; what is no valid escape stays as it is. In a query, a plus is a space.
-pub(super) fn decode(raw: &[u8], is_query: bool) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some((&first, tail)) = rest.split_first() {
-        rest = tail;
-        let digit = |at: usize| tail.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-        bytes.push(match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                rest = tail.get(2..).unwrap_or(&[]);
-                u8::try_from(high * 16 + low).unwrap_or(b'?')
-            }
-            (b'+', ..) if is_query => b' ',
-            _ => first,
-        });
-    }
-    bytes
 }

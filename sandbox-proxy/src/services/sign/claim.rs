@@ -4,11 +4,12 @@ use http::HeaderName;
 use http::header::{AUTHORIZATION, DATE as HTTP_DATE};
 use http::request::Parts;
 
-use super::canonical::{decode, set_query};
+use super::canonical::set_query;
 use super::key::{ALGORITHM, TERMINATOR};
 use super::payload::Payload;
 use super::{CONTENT, DATE, SESSION, SignError, TOKEN};
 use crate::defence;
+use crate::services::query::decode;
 use crate::services::{Service, places};
 
 /// Parameters of a presigned request (in lower case), all of which are the client's.
@@ -184,9 +185,8 @@ pub(super) fn strip(parts: &mut Parts, service: &Service) -> Result<(), SignErro
 
 /// The parameters of a query: each as it stands, its name in lower case, its value.
 fn parameters(query: &str) -> impl Iterator<Item = (&str, String, String)> {
-    let text = |raw: &str| String::from_utf8_lossy(&decode(raw.as_bytes(), true)).into_owned();
-    query.split('&').filter(|pair| !pair.is_empty()).map(move |pair| {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (pair, text(name).to_ascii_lowercase(), text(value))
+        (pair, decode(name).to_ascii_lowercase(), decode(value))
     })
 }

@@ -5,11 +5,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use sandbox_core::host::Host;
 
-use super::canonical::decode;
 use super::{Claim, SESSION, SignError, TOKEN};
 use crate::defence;
 use crate::services::Service;
 use crate::services::endpoint::Placement;
+use crate::services::query::decode;
 
 /// Where AWS's services are: all of these at any depth.
 const HOSTS: [&str; 3] = ["**.amazonaws.com", "**.amazonaws.com.cn", "**.api.aws"];
@@ -233,17 +233,16 @@ fn is_plain_form(headers: &HeaderMap) -> bool {
 
 /// The actions that a request names, in its query and as a form.
 fn actions(query: &[u8], body: &[u8]) -> Vec<String> {
-    let text = |raw: &[u8]| String::from_utf8_lossy(&decode(raw, true)).into_owned();
     [query, body]
         .into_iter()
         .flat_map(|form| form.split(|byte| *byte == b'&'))
         .filter_map(|pair| {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let (name, value) = (halves.next()?, halves.next().unwrap_or(&[]));
-            text(name)
+            decode(name)
                 .trim()
                 .eq_ignore_ascii_case("Action")
-                .then(|| text(value))
+                .then(|| decode(value))
         })
         .collect()
 }

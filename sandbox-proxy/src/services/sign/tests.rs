@@ -487,58 +487,46 @@ fn what_cannot_be_signed_is_refused() {
 
 #[test]
 fn scope_must_fit_the_host() {
-    let fits = |host: &str, region: &str, service: &str| {
+    let fits = |line: &str| {
+        let [host, region, service] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
         let auth = claimed(service, "host").replace("us-east-1", region);
         let mut parts = request("GET", "/", &[("authorization", &auth)]);
         claim(&mut parts, &Service::aws(), &host.parse().unwrap(), true).is_ok()
     };
-    for (host, region, service) in [
-        ("sts.amazonaws.com", "us-east-1", "sts"),
-        ("sts.eu-west-1.amazonaws.com", "eu-west-1", "sts"),
-        ("bucket.s3.amazonaws.com", "eu-west-1", "s3"),
-        ("my-us-west-2.s3.eu-west-1.amazonaws.com", "eu-west-1", "s3"),
-        ("us-west-2.s3.eu-west-1.amazonaws.com", "eu-west-1", "s3"),
-        ("s3-us-west-2.amazonaws.com", "us-west-2", "s3"),
-        (
-            "bucket.s3.dualstack.us-gov-west-1.amazonaws.com",
-            "us-gov-west-1",
-            "s3",
-        ),
-        ("dynamodb.cn-north-1.amazonaws.com.cn", "cn-north-1", "dynamodb"),
-        ("bedrock-runtime.us-east-1.amazonaws.com", "us-east-1", "bedrock"),
-        ("api.ecr.us-east-1.amazonaws.com", "us-east-1", "ecr"),
-        ("email.us-east-1.amazonaws.com", "us-east-1", "ses"),
-        ("runtime-v2-lex.us-east-1.amazonaws.com", "us-east-1", "lex"),
-        (
-            "catalog.marketplace.us-east-1.amazonaws.com",
-            "us-east-1",
-            "aws-marketplace",
-        ),
-        ("us-west-2.queue.amazonaws.com", "us-west-2", "sqs"),
-        (
-            "abc123.execute-api.us-east-1.amazonaws.com",
-            "us-east-1",
-            "execute-api",
-        ),
-        ("lambda.us-east-1.api.aws", "us-east-1", "lambda"),
+    // Host, region, service.
+    for line in [
+        "sts.amazonaws.com us-east-1 sts",
+        "sts.eu-west-1.amazonaws.com eu-west-1 sts",
+        "bucket.s3.amazonaws.com eu-west-1 s3",
+        "my-us-west-2.s3.eu-west-1.amazonaws.com eu-west-1 s3",
+        "us-west-2.s3.eu-west-1.amazonaws.com eu-west-1 s3",
+        "s3-us-west-2.amazonaws.com us-west-2 s3",
+        "bucket.s3.dualstack.us-gov-west-1.amazonaws.com us-gov-west-1 s3",
+        "dynamodb.cn-north-1.amazonaws.com.cn cn-north-1 dynamodb",
+        "bedrock-runtime.us-east-1.amazonaws.com us-east-1 bedrock",
+        "api.ecr.us-east-1.amazonaws.com us-east-1 ecr",
+        "email.us-east-1.amazonaws.com us-east-1 ses",
+        "runtime-v2-lex.us-east-1.amazonaws.com us-east-1 lex",
+        "catalog.marketplace.us-east-1.amazonaws.com us-east-1 aws-marketplace",
+        "us-west-2.queue.amazonaws.com us-west-2 sqs",
+        "abc123.execute-api.us-east-1.amazonaws.com us-east-1 execute-api",
+        "lambda.us-east-1.api.aws us-east-1 lambda",
     ] {
-        assert!(fits(host, region, service), "{host} {region} {service}");
+        assert!(fits(line), "{line}");
     }
-    for (host, region, service) in [
-        ("sts.eu-west-1.amazonaws.com", "us-east-1", "sts"),
-        ("s3.us-east-1.amazonaws.com", "us-east-1", "iam"),
-        ("us-west-2.queue.amazonaws.com", "us-east-1", "sqs"),
-        (
-            "ec2-192-0-2-1.us-west-2.compute.amazonaws.com",
-            "us-west-2",
-            "ec2",
-        ),
-        ("lambda-1.us-east-1.elb.amazonaws.com", "us-east-1", "lambda"),
-        ("s3.evil.test", "us-east-1", "s3"),
-        ("s3.amazonaws.com.evil.test", "us-east-1", "s3"),
-        ("192.0.2.1", "us-east-1", "s3"),
+    for line in [
+        "sts.eu-west-1.amazonaws.com us-east-1 sts",
+        "s3.us-east-1.amazonaws.com us-east-1 iam",
+        "us-west-2.queue.amazonaws.com us-east-1 sqs",
+        "ec2-192-0-2-1.us-west-2.compute.amazonaws.com us-west-2 ec2",
+        "lambda-1.us-east-1.elb.amazonaws.com us-east-1 lambda",
+        "s3.evil.test us-east-1 s3",
+        "s3.amazonaws.com.evil.test us-east-1 s3",
+        "192.0.2.1 us-east-1 s3",
     ] {
-        assert!(!fits(host, region, service), "{host} {region} {service}");
+        assert!(!fits(line), "{line}");
     }
 }
 

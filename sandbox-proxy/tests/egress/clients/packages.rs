@@ -27,6 +27,13 @@ with zipfile.ZipFile(sys.argv[1], "w") as wheel:
     wheel.writestr(info + "RECORD", "")
 "#;
 
+/// What the registry has was put here, and the token was not told.
+fn assert_installed(output: &Output, module: &Path, holds: &str) {
+    assert!(output.status.success(), "{output:?}");
+    assert!(std::fs::read_to_string(module).unwrap().contains(holds));
+    assert!(!holds_secret(&format!("{output:?}")));
+}
+
 #[tokio::test]
 async fn pip_installs_from_an_index_that_wants_a_token() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
@@ -51,14 +58,11 @@ async fn pip_installs_from_an_index_that_wants_a_token() {
         "sandboxdemo",
     ];
     let output = run_in(home.path(), &running, "pip", &arguments).await;
-    assert!(output.status.success(), "{output:?}");
-    let module = home.path().join("here/sandboxdemo.py");
-    assert!(
-        std::fs::read_to_string(module)
-            .unwrap()
-            .contains("installed by pip")
+    assert_installed(
+        &output,
+        &home.path().join("here/sandboxdemo.py"),
+        "installed by pip",
     );
-    assert!(!holds_secret(&format!("{output:?}")));
 }
 
 #[tokio::test]
@@ -89,12 +93,6 @@ async fn npm_installs_from_a_registry_that_wants_a_token() {
     let registry = format!("--registry={registry}/");
     let arguments = ["install", "--no-audit", "--no-fund", &registry, "sandboxdemo"];
     let output = run_in(home.path(), &running, "npm", &arguments).await;
-    assert!(output.status.success(), "{output:?}");
     let module = home.path().join("node_modules/sandboxdemo/index.js");
-    assert!(
-        std::fs::read_to_string(module)
-            .unwrap()
-            .contains("installed by npm")
-    );
-    assert!(!holds_secret(&format!("{output:?}")));
+    assert_installed(&output, &module, "installed by npm");
 }

@@ -1,4 +1,4 @@
-//! Answers of the upstream that begin before the request has ended, and go on for long.
+//! Answers of the upstream that begin before the request has ended, and go on for long; WebSockets.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,9 +11,11 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
-use super::upstream::{Answer, Frames, Seen};
+use super::SECRET;
+use super::upstream::{Answer, Frames, Seen, frame};
 
 /// Bytes of `/pour`.
 pub const POURED: u64 = 64 << 20;
@@ -117,4 +119,27 @@ pub fn accept(key: &[u8]) -> String {
     let text = [key, b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
     BASE64_STANDARD.encode(digest)
+}
+
+/// What `/ws` says first: one text message in two frames, the border within the key.
+pub fn greeting(key: &str) -> Vec<u8> {
+    let text = format!("key {key};");
+    let (first, second) = text.split_at(9);
+    [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat()
+}
+
+/// At the other end of this WebSocket is `/ws`: it greets with the key, which must be blanked out, and what it is
+/// sent comes back. Gives how many bytes it was sent.
+pub async fn greets_and_echoes(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> u64 {
+    let expected = greeting(&"*".repeat(SECRET.len()));
+    let mut greeting = vec![0; expected.len()];
+    stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(greeting, expected);
+    // Not HTTP any more, whatever it looks like.
+    let bytes = b"\x00\xff GET / HTTP/1.1\r\n\r\n";
+    stream.write_all(bytes).await.unwrap();
+    let mut echo = vec![0; bytes.len() + 2];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(echo, frame(0x82, bytes));
+    bytes.len() as u64
 }

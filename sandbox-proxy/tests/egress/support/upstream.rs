@@ -141,20 +141,18 @@ impl Upstream {
     }
 }
 
-/// A root as PEM, and the configuration of a server with a certificate of it.
-pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
-    let mut ca = CertificateParams::default();
-    ca.distinguished_name.push(DnType::CommonName, "test root");
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let names = ["api.test", "other.test", "sts.eu-west-1.amazonaws.com"].map(str::to_owned);
-    let leaf = CertificateParams::new(names)
-        .unwrap()
-        .signed_by(&key, &ca)
-        .unwrap();
+/// An authority that makes certificates.
+pub fn root() -> CertifiedIssuer<'static, KeyPair> {
+    let mut root = CertificateParams::default();
+    root.distinguished_name.push(DnType::CommonName, "test root");
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// The configuration of a server with this certificate.
+pub fn server_config(leaf: &rcgen::Certificate, key: &KeyPair) -> rustls::ServerConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -162,7 +160,19 @@ pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
             vec![leaf.der().clone()],
             PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
         )
+        .unwrap()
+}
+
+/// A root as PEM, and the configuration of a server with a certificate of it.
+pub fn certificates(protocols: &[&str]) -> (String, rustls::ServerConfig) {
+    let ca = root();
+    let key = KeyPair::generate().unwrap();
+    let names = ["api.test", "other.test", "sts.eu-west-1.amazonaws.com"].map(str::to_owned);
+    let leaf = CertificateParams::new(names)
+        .unwrap()
+        .signed_by(&key, &ca)
         .unwrap();
+    let mut config = server_config(&leaf, &key);
     config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
     (ca.pem(), config)
 }
@@ -410,11 +420,8 @@ async fn handle(
         "/ws" => {
             tokio::spawn(async move {
                 let mut stream = TokioIo::new(upgrade.await.unwrap());
-                // One text message in two frames, the border within the key; then what comes is sent back.
-                let text = format!("key {key};");
-                let (first, second) = text.split_at(9);
-                let greeting = [frame(0x01, first.as_bytes()), frame(0x80, second.as_bytes())].concat();
-                stream.write_all(&greeting).await.unwrap();
+                stream.write_all(&streams::greeting(&key)).await.unwrap();
+                // Then what comes is sent back.
                 let mut chunk = [0; 1024];
                 while let Ok(count @ 1..) = stream.read(&mut chunk).await {
                     if stream.write_all(&frame(0x82, &chunk[..count])).await.is_err() {
