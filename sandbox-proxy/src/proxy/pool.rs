@@ -140,16 +140,11 @@ impl Target {
     /// A connection that waits, if there is one.
     pub(crate) async fn checkout(&self) -> Option<Sender> {
         loop {
-            let mut h1 = {
-                let mut waiting = self.lock();
-                waiting.drop_stale();
-                if let Some((h2, since)) = &mut waiting.h2 {
-                    *since = Instant::now();
-                    return Some(Sender::H2(h2.clone()));
-                }
-                waiting.h1.pop()?.0
+            let mut h1 = match self.lock().take(Instant::now())? {
+                Sender::H1(h1) => h1,
+                h2 => return Some(h2),
             };
-            if let Ok(Ok(())) = timeout(READY_TIME, h1.ready()).await {
+            if h1.is_ready() || matches!(timeout(READY_TIME, h1.ready()).await, Ok(Ok(()))) {
                 return Some(Sender::H1(h1));
             }
         }
@@ -184,7 +179,9 @@ impl Target {
         match sender {
             Sender::H2(h2) => waiting.h2 = Some((h2, Instant::now())),
             Sender::H1(h1) => {
-                waiting.drop_stale();
+                if waiting.h1.len() >= limits::POOL_PER_TARGET {
+                    waiting.drop_stale();
+                }
                 if waiting.h1.len() < limits::POOL_PER_TARGET {
                     waiting.h1.push((h1, Instant::now()));
                 }
@@ -223,13 +220,29 @@ async fn sweep(target: std::sync::Weak<Target>) {
 }
 
 impl Waiting {
-    fn drop_stale(&mut self) {
-        // Asked once: this runs twice per request, over all that wait.
-        let now = Instant::now();
-        let fresh = |since: &Instant| now.saturating_duration_since(*since) < limits::POOL_IDLE_TIME;
-        self.h1.retain(|(h1, since)| !h1.is_closed() && fresh(since));
+    /// The connection to send on, if there is one: each request asks, so others than that are not looked at.
+    fn take(&mut self, now: Instant) -> Option<Sender> {
         self.h2
-            .take_if(|(h2, since)| h2.requests.is_closed() || !fresh(since));
+            .take_if(|(h2, since)| h2.requests.is_closed() || !is_fresh(*since, now));
+        if let Some((h2, since)) = &mut self.h2 {
+            *since = now;
+            return Some(Sender::H2(h2.clone()));
+        }
+        // The last that came is the freshest.
+        while let Some((h1, since)) = self.h1.pop() {
+            if !h1.is_closed() && is_fresh(since, now) {
+                return Some(Sender::H1(h1));
+            }
+        }
+        None
+    }
+
+    fn drop_stale(&mut self) {
+        let now = Instant::now();
+        self.h1
+            .retain(|(h1, since)| !h1.is_closed() && is_fresh(*since, now));
+        self.h2
+            .take_if(|(h2, since)| h2.requests.is_closed() || !is_fresh(*since, now));
     }
 
     /// Since when the one waits that has waited longest.
@@ -254,6 +267,11 @@ impl Waiting {
         self.h1.clear();
         self.h2 = None;
     }
+}
+
+/// Whether a connection that waits since then may still be used.
+fn is_fresh(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < limits::POOL_IDLE_TIME
 }
 
 impl Http2 {
