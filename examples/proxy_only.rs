@@ -25,6 +25,8 @@ const ROOTS: [&str; 8] = [
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    // Before there is anything to tell.
+    let _privacy = sandbox_proxy::keep_memory_private()?;
     // Stands in for an API on the internet that wants a key.
     let api = StandIn::start("api.example.com", "the-real-key").await?;
     let target = format!("api.example.com:{}", api.port());

@@ -46,7 +46,7 @@ pub use sandbox_core::size::Size;
 pub use sandbox_kvm::{KvmBackend, KvmImages};
 pub use sandbox_proxy as proxy;
 pub use sandbox_proxy::{
-    AuditKey, AuditLog, ChangeError, ClientCredential, Explanation, JsonLines, Limits, Rules, Service,
-    UpstreamProxy, sources,
+    AuditKey, AuditLog, ChangeError, ClientCredential, Explanation, JsonLines, Limits, MemoryPrivacy, Rules,
+    Service, UpstreamProxy, keep_memory_private, sources,
 };
 pub use workspace::WorkspaceError;

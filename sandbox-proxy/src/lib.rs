@@ -45,6 +45,7 @@ mod defence;
 pub mod dns;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod memory;
 pub mod policy;
 pub mod proxy;
 pub mod resolve;
@@ -56,6 +57,7 @@ mod upstream_proxy;
 
 pub use audit::{AuditKey, AuditLog, JsonLines};
 pub use dns::Dns;
+pub use memory::{MemoryPrivacy, keep_memory_private};
 pub use policy::{RuleError, Rules};
 pub use proxy::{ChangeError, Limits, MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;

@@ -16,6 +16,7 @@ mod hostile;
 mod interception;
 mod leaks;
 mod limits;
+mod memory;
 mod names;
 mod plain;
 mod policy;
