@@ -180,6 +180,13 @@ pub(crate) enum ResponseError {
     Decode(#[from] DecodeError),
 }
 
+/// What an error comes from; those above it say no more than where it was met.
+fn first_cause(error: &dyn std::error::Error) -> &dyn std::error::Error {
+    std::iter::successors(Some(error), |error| error.source())
+        .last()
+        .unwrap_or(error)
+}
+
 /// A body from upstream, with what must live as long as it.
 #[derive(Debug)]
 pub(crate) struct Streamed {
@@ -270,12 +277,13 @@ impl Streamed {
                 Poll::Ready(Ok(came)) => came,
                 Poll::Ready(Err(error)) => {
                     self.ended = true;
-                    match &error {
-                        ResponseError::Upstream(_) | ResponseError::GivenUp => {
-                            self.record.outcome("upstream broke off the response")
+                    self.record.outcome(&match &error {
+                        // Not always upstream's fault: the sandbox may have used up its bytes.
+                        ResponseError::Upstream(error) => {
+                            format!("the response broke off: {}", first_cause(error))
                         }
-                        ResponseError::Decode(error) => self.record.outcome(&error.to_string()),
-                    }
+                        error => error.to_string(),
+                    });
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Pending => return self.poll_pause(cx).map(|rest| Some(Ok(Frame::data(rest)))),

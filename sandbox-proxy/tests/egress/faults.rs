@@ -184,7 +184,7 @@ async fn stream_that_is_reset_without_an_error_is_whole_only_if_its_end_came() {
             .events
             .wait(|event| event.path.as_deref() == Some("/x"))
             .await;
-        assert_eq!(event.outcome, "upstream broke off the response");
+        assert_eq!(event.outcome, "upstream gave the response up before its end");
 
         let (running, at) = resetting(END_STREAM).await;
         let whole = (StatusCode::OK, Ok(b"half".to_vec()));

@@ -353,6 +353,26 @@ async fn bytes_of_a_sandbox_are_used_up_once_and_for_all() {
 }
 
 #[tokio::test]
+async fn record_says_that_a_response_broke_off_since_the_bytes_were_used_up() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = limited(&upstream, Limits::new().bytes(1 << 20)).await;
+        let at = upstream.at("api.test");
+        let request = Request::get("/big").header("host", &at);
+        let mut client = running.h1(&at).await;
+        let big = client
+            .send_request(request.body(Full::<Bytes>::default()).unwrap())
+            .await;
+        assert!(big.unwrap().into_body().collect().await.is_err());
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/big"))
+            .await;
+        assert!(event.outcome.contains("quota"), "{protocol}: {event:?}");
+    }
+}
+
+#[tokio::test]
 async fn bytes_of_a_tunnel_count_too_and_only_for_its_host() {
     let upstream = Upstream::plain().await;
     let at = upstream.address;
