@@ -63,6 +63,7 @@ impl Sniffer {
     /// What the stream starts with, as soon as it can be told. An empty piece is the stream's end.
     pub(crate) fn push(&mut self, mut new: &[u8]) -> Option<Start> {
         let first = self.seen == 0;
+        let room = MAX_HELLO_BYTES.saturating_sub(self.seen);
         if let Some(second) = 1_usize.checked_sub(self.seen).and_then(|at| new.get(at)) {
             self.is_tls = *second == MAJOR_VERSION;
         }
@@ -73,9 +74,8 @@ impl Sniffer {
             None => return Some(self.unread()),
             Some(_) => return Some(Start::Other),
         }
-        if self.seen > MAX_HELLO_BYTES {
-            return Some(self.unread());
-        }
+        // What comes right behind a hello does not make it longer.
+        new = new.get(..room).unwrap_or(new);
         while !new.is_empty() {
             if self.acceptor.read_tls(&mut new).is_err() {
                 return Some(self.unread());
@@ -94,7 +94,7 @@ impl Sniffer {
                 Err(_) => return Some(self.unread()),
             }
         }
-        None
+        (self.seen > MAX_HELLO_BYTES).then(|| self.unread())
     }
 
     /// What cannot be read, and started as a handshake.
@@ -186,5 +186,13 @@ mod tests {
             read(&mut &[][..], &mut Vec::new()).await.unwrap(),
             Start::Nothing
         ));
+    }
+
+    #[test]
+    fn what_comes_right_behind_a_hello_does_not_make_it_too_long() {
+        let mut bytes = hello("api.example.com", &[]);
+        bytes.extend_from_slice(&[23, 3, 3, 0x40, 0x11]);
+        bytes.resize(bytes.len() + 0x4011, 7);
+        assert!(matches!(Sniffer::default().push(&bytes), Some(Start::Tls(_))));
     }
 }
