@@ -139,7 +139,8 @@ impl Hello {
         match (host, &self.server_name) {
             (Host::Name(name), Some(asked)) => asked.parse::<HostName>().is_ok_and(|asked| asked == *name),
             (Host::Address(_), None) => true,
-            _ => false,
+            (Host::Name(_), None) => !holds("hello-without-name"),
+            (Host::Address(_), Some(_)) => !holds("name-at-address"),
         }
     }
 }
@@ -279,5 +280,27 @@ mod tests {
         bytes.extend_from_slice(&[23, 3, 3, 0x40, 0x11]);
         bytes.resize(bytes.len() + 0x4011, 7);
         assert_eq!(kind(&bytes), "hello");
+    }
+
+    #[test]
+    fn hello_without_a_name_is_for_addresses_alone() {
+        let asks = |name: Option<&str>, host: &str| {
+            let hello = Hello {
+                server_name: name.map(str::to_owned),
+                offers_h2: false,
+            };
+            hello.is_for(&host.parse().unwrap())
+        };
+        assert!(asks(Some("api.test"), "api.test") && asks(Some("API.test"), "api.test"));
+        assert!(asks(None, "192.0.2.7") && asks(None, "[2001:db8::7]"));
+        assert!(
+            !asks(None, "api.test"),
+            "it is for whatever host answers where none is named"
+        );
+        assert!(
+            !asks(Some("api.test"), "192.0.2.7"),
+            "a rule for an address allows no name"
+        );
+        assert!(!asks(Some("api.test"), "other.test"));
     }
 }

@@ -11,6 +11,7 @@ mod dns;
 mod faults;
 mod floods;
 mod grpc;
+mod hellos;
 mod hostile;
 mod interception;
 mod leaks;
