@@ -13,6 +13,7 @@ mod floods;
 mod grpc;
 mod hellos;
 mod hostile;
+mod huge;
 mod interception;
 mod leaks;
 mod limits;
