@@ -16,6 +16,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sandbox_core::SandboxId;
 use sandbox_core::host::Host;
 
+use crate::defence::holds;
+
 /// Certificates start this long ago: a guest whose clock is late (a restored snapshot) accepts them.
 const BACKDATED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The authority itself; a sandbox that lives longer needs a new one.
@@ -165,10 +167,15 @@ impl Ca {
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
         config.alpn_protocols = protocols.map(<[u8]>::to_vec).into();
-        config.ticketer = Arc::clone(&keys.ticketer);
         config.send_tls13_tickets = TICKETS;
-        // Early data can be replayed.
-        config.max_early_data_size = 0;
+        if holds("no-early-data") {
+            config.ticketer = Arc::clone(&keys.ticketer);
+            // Early data can be replayed.
+            config.max_early_data_size = 0;
+        } else {
+            // The TLS library takes it only in sessions that it keeps itself.
+            config.max_early_data_size = 16 << 10;
+        }
         Ok(Arc::new(config))
     }
 }

@@ -1,8 +1,12 @@
 //! Reads the client hello of a stream without taking it away: the bytes are given on.
 
+use std::ops::RangeInclusive;
+
 use rustls::server::Acceptor;
 use sandbox_core::host::{Host, HostName};
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::defence::holds;
 
 /// Bounds what is kept of a stream before it must have said what it wants. Hellos with post-quantum key shares
 /// and many extensions stay under 4 KiB.
@@ -11,6 +15,20 @@ const MAX_HELLO_BYTES: usize = 16 << 10;
 const HANDSHAKE: u8 = 22;
 /// The first byte of the version in a record, in SSL 3.0 and all of TLS.
 const MAJOR_VERSION: u8 = 3;
+/// The head of a record, and the first byte in it.
+const START_BYTES: usize = 6;
+/// Starts that nobody sends and some servers take all the same: Go's read over a warning before the hello, and do not
+/// look at the major version as long as it is below 16; others read over a change of the cipher. What is asked for after
+/// them, nobody here would have read.
+const DISGUISES: [[RangeInclusive<u8>; START_BYTES]; 3] = [
+    // An alert, of two bytes.
+    [21..=21, 0..=15, 0..=255, 0..=0, 2..=2, 0..=255],
+    // A change of the cipher, of one.
+    [20..=20, 0..=15, 0..=255, 0..=0, 1..=1, 1..=1],
+    // A handshake that starts with a client hello. Others are none: some messages of databases start with lengths
+    // that look like it.
+    [HANDSHAKE..=HANDSHAKE, 0..=15, 0..=255, 0..=255, 0..=255, 1..=1],
+];
 
 /// What a stream starts with.
 #[derive(Debug)]
@@ -54,31 +72,33 @@ pub(crate) async fn read<R: AsyncRead + Unpin>(stream: &mut R, seen: &mut Vec<u8
 #[derive(Default)]
 pub(crate) struct Sniffer {
     acceptor: Acceptor,
+    start: [u8; START_BYTES],
     seen: usize,
-    /// The second byte, the major version of every record (RFC 8446 §5.1), is the one of TLS.
-    is_tls: bool,
 }
 
 impl Sniffer {
     /// What the stream starts with, as soon as it can be told. An empty piece is the stream's end.
-    pub(crate) fn push(&mut self, mut new: &[u8]) -> Option<Start> {
-        let first = self.seen == 0;
-        if let Some(second) = 1_usize.checked_sub(self.seen).and_then(|at| new.get(at)) {
-            self.is_tls = *second == MAJOR_VERSION;
+    pub(crate) fn push(&mut self, new: &[u8]) -> Option<Start> {
+        let room = MAX_HELLO_BYTES.saturating_sub(self.seen);
+        for (kept, byte) in self.start.iter_mut().skip(self.seen).zip(new) {
+            *kept = *byte;
         }
-        self.seen += new.len();
-        match new.first() {
-            None if first => return Some(Start::Nothing),
-            Some(&byte) if !first || byte == HANDSHAKE => {}
-            None => return Some(self.unread()),
-            Some(_) => return Some(Start::Other),
+        self.seen = self.seen.saturating_add(new.len());
+        match self.start.get(..self.seen).unwrap_or(&self.start) {
+            [] => Some(Start::Nothing),
+            [HANDSHAKE, MAJOR_VERSION, ..] if new.is_empty() => Some(Start::Broken),
+            _ if new.is_empty() => Some(Start::Other),
+            // What comes right behind a hello does not make it longer.
+            [HANDSHAKE] | [HANDSHAKE, MAJOR_VERSION, ..] => self.hello(new.get(..room).unwrap_or(new)),
+            start => unusual(start),
         }
-        if self.seen > MAX_HELLO_BYTES {
-            return Some(self.unread());
-        }
+    }
+
+    /// Goes on reading what can be a hello.
+    fn hello(&mut self, mut new: &[u8]) -> Option<Start> {
         while !new.is_empty() {
             if self.acceptor.read_tls(&mut new).is_err() {
-                return Some(self.unread());
+                return Some(Start::Broken);
             }
             match self.acceptor.accept() {
                 Ok(Some(accepted)) => {
@@ -91,15 +111,25 @@ impl Sniffer {
                     }));
                 }
                 Ok(None) => {}
-                Err(_) => return Some(self.unread()),
+                Err(_) => return Some(Start::Broken),
             }
         }
-        None
+        (self.seen > MAX_HELLO_BYTES).then_some(Start::Broken)
     }
+}
 
-    /// What cannot be read, and started as a handshake.
-    fn unread(&self) -> Start {
-        if self.is_tls { Start::Broken } else { Start::Other }
+/// What a stream is that does not start as a hello should.
+fn unusual(start: &[u8]) -> Option<Start> {
+    let fits = |disguise: &[RangeInclusive<u8>; START_BYTES]| {
+        start
+            .iter()
+            .zip(disguise)
+            .all(|(byte, allowed)| allowed.contains(byte))
+    };
+    if !holds("disguised-hello") || !DISGUISES.iter().any(fits) {
+        Some(Start::Other)
+    } else {
+        (start.len() == START_BYTES).then_some(Start::Broken)
     }
 }
 
@@ -109,7 +139,8 @@ impl Hello {
         match (host, &self.server_name) {
             (Host::Name(name), Some(asked)) => asked.parse::<HostName>().is_ok_and(|asked| asked == *name),
             (Host::Address(_), None) => true,
-            _ => false,
+            (Host::Name(_), None) => !holds("hello-without-name"),
+            (Host::Address(_), Some(_)) => !holds("name-at-address"),
         }
     }
 }
@@ -172,6 +203,8 @@ mod tests {
             (vec![22, 3, 1, 0, 5, 1, 0, 0, 1, 0], true),
             (cut, true),
             (endless, true),
+            // Of no bytes; OpenSSL reads over it.
+            (vec![22, 3, 1, 0, 0], true),
         ] {
             let mut seen = Vec::new();
             let start = read(&mut bytes.as_slice(), &mut seen).await.unwrap();
@@ -186,5 +219,88 @@ mod tests {
             read(&mut &[][..], &mut Vec::new()).await.unwrap(),
             Start::Nothing
         ));
+    }
+
+    /// What a stream is, however it is cut.
+    fn kind(bytes: &[u8]) -> &'static str {
+        let kinds = [1, 2, 3, 5, bytes.len()].map(|piece| {
+            let mut sniffer = Sniffer::default();
+            let start = bytes.chunks(piece).find_map(|piece| sniffer.push(piece));
+            match start.or_else(|| sniffer.push(&[])) {
+                Some(Start::Tls(_)) => "hello",
+                Some(Start::Other) => "other",
+                Some(Start::Broken) => "broken",
+                Some(Start::Nothing) | None => "nothing",
+            }
+        });
+        assert!(kinds.iter().all(|kind| *kind == kinds[0]), "{kinds:?} {bytes:?}");
+        kinds[0]
+    }
+
+    #[test]
+    fn hello_in_a_disguise_that_servers_see_through_is_known() {
+        let usual = hello("api.example.com", &[]);
+        assert_eq!(kind(&usual), "hello");
+        let behind = |first: &[u8]| [first, &usual].concat();
+        for disguised in [
+            // A warning, a change of the cipher.
+            behind(&[21, 3, 1, 0, 2, 1, 90]),
+            behind(&[21, 0, 0, 0, 2, 1, 90]),
+            behind(&[20, 3, 3, 0, 1, 1]),
+        ] {
+            assert_eq!(kind(&disguised), "broken");
+        }
+        for major in [0, 2, 4, 15] {
+            let mut odd = usual.clone();
+            odd[1] = major;
+            assert_eq!(kind(&odd), "broken", "{major}");
+        }
+        for other in [
+            // Major versions that no server takes.
+            &[21, 16, 1, 0, 2, 1, 90][..],
+            &[22, 16, 1, 0, 5, 1, 0, 0, 1, 0],
+            // A database's greeting of 278 bytes.
+            &[22, 1, 0, 1, 0x8d, 0xa6, 0xff, 0x01],
+            // Typed by somebody.
+            &[21],
+            &[21, 21],
+            b"\x14\x04",
+            &[21, 3, 1, 0, 3, 1],
+            // SSH, and a message of a database.
+            b"SSH-2.0-OpenSSH_9.9\r\n",
+            &[0, 0, 0, 8, 4, 210, 22, 47],
+        ] {
+            assert_eq!(kind(other), "other", "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_right_behind_a_hello_does_not_make_it_too_long() {
+        let mut bytes = hello("api.example.com", &[]);
+        bytes.extend_from_slice(&[23, 3, 3, 0x40, 0x11]);
+        bytes.resize(bytes.len() + 0x4011, 7);
+        assert_eq!(kind(&bytes), "hello");
+    }
+
+    #[test]
+    fn hello_without_a_name_is_for_addresses_alone() {
+        let asks = |name: Option<&str>, host: &str| {
+            let hello = Hello {
+                server_name: name.map(str::to_owned),
+                offers_h2: false,
+            };
+            hello.is_for(&host.parse().unwrap())
+        };
+        assert!(asks(Some("api.test"), "api.test") && asks(Some("API.test"), "api.test"));
+        assert!(asks(None, "192.0.2.7") && asks(None, "[2001:db8::7]"));
+        assert!(
+            !asks(None, "api.test"),
+            "it is for whatever host answers where none is named"
+        );
+        assert!(
+            !asks(Some("api.test"), "192.0.2.7"),
+            "a rule for an address allows no name"
+        );
+        assert!(!asks(Some("api.test"), "other.test"));
     }
 }

@@ -1,6 +1,7 @@
 //! Clients that people use. Each is told of the proxy the way the guest is: by environment variables.
 
 mod denied;
+mod inside;
 mod languages;
 mod packages;
 

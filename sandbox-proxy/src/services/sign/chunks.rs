@@ -216,3 +216,20 @@ impl Chunks {
         Ok(())
     }
 }
+
+#[cfg(feature = "fuzzing")]
+impl Chunks {
+    /// With a key that is none.
+    pub(crate) fn fuzzed(has_trailer: bool) -> Option<Self> {
+        let scope = Scope::new(std::time::SystemTime::UNIX_EPOCH, "region", "service");
+        let key = scope.key(&"fuzz".to_owned().into());
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let place = places.try_acquire_owned().ok()?;
+        Some(Self::new(key, scope, "seed".to_owned(), has_trailer, place))
+    }
+
+    /// Memory for what has come of the current line, chunk or trailers.
+    pub(crate) fn held(&self) -> usize {
+        self.held.capacity()
+    }
+}
