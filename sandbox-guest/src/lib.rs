@@ -66,7 +66,6 @@ fn run(options: Options) -> Result<(), Failed> {
     if options.is_machine() {
         init::boot()?;
     } else {
-        signals::heed_all();
         init::keep_descriptors()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -5,15 +5,17 @@ use std::cell::Cell;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
-/// Takes back what a parent of this process made it ignore, as `nohup` and shells in the background do: commands would
-/// ignore it, too. PID 1 starts without any of it.
-pub(crate) fn heed_all() {
-    // Writing to a closed stream is an error to the agent, not its end; commands get it back when they start.
-    for number in (1..=31).chain(34..=64).filter(|number| *number != libc::SIGPIPE) {
-        // SAFETY: the default action runs no code of ours, and no thread but this one is there yet. The kernel refuses
-        // the numbers whose action is its own (SIGKILL, SIGSTOP).
-        unsafe { libc::signal(number, libc::SIG_DFL) };
-    }
+/// The signals that this process ignores: the one that the runtime ignores for itself, and as an ordinary process
+/// those that a parent made it ignore, as `nohup` and shells in the background do. Commands would ignore them, too.
+pub(crate) fn ignored() -> Vec<libc::c_int> {
+    let is_ignored = |number: &libc::c_int| {
+        // SAFETY: all-zero is a valid `sigaction`, a plain structure of integers and an optional function.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: nothing is set, and `action` is valid for writing.
+        let asked = unsafe { libc::sigaction(*number, std::ptr::null(), &mut action) };
+        asked == 0 && action.sa_sigaction == libc::SIG_IGN
+    };
+    (1..=31).chain(34..=64).filter(is_ignored).collect()
 }
 
 /// The process group of one command, whose leader the agent started.

@@ -17,11 +17,12 @@ pub struct MemoryPrivacy {
 /// or trace it, and where the process may lock memory, none of it is written to swap.
 ///
 /// Credentials are zeroised where they are kept, but what goes into a request is also in buffers of HTTP and TLS. A
-/// library must not decide this for the program around it, so call it yourself, first thing in `main`.
+/// library must not decide this for the program around it, so call it yourself, first thing in `main`; in a program that
+/// gives up privileges (`setuid`), right after that, since the kernel undoes it there.
 ///
 /// On Linux, `/proc/self` then belongs to root (`PR_SET_DUMPABLE`), and a debugger needs to be root; programs that the
-/// process starts are as usual. To lock memory takes `CAP_IPC_LOCK` or an unlimited `RLIMIT_MEMLOCK` (`ulimit -l
-/// unlimited`): with a lower limit, allocations would fail later. Elsewhere, core dumps are all that is given up.
+/// process starts are as usual. To lock memory takes `CAP_IPC_LOCK` (not one of a user namespace) or an unlimited
+/// `RLIMIT_MEMLOCK` (`ulimit -l unlimited`): with a lower limit, allocations would fail later. Elsewhere, core dumps are all that is given up.
 ///
 /// # Errors
 /// Core dumps could not be given up.
@@ -65,8 +66,14 @@ fn lock() -> bool {
     use rustix::mm::{MlockAllFlags, mlockall};
     use rustix::process::{Resource, getrlimit};
     use rustix::thread::{CapabilitySet, capabilities};
+    // The kernel asks the first user namespace, in which everybody is who they are.
+    let is_first_namespace = || {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        map.split_whitespace().eq(["0", "0", "4294967295"])
+    };
     let may_lock_all = getrlimit(Resource::Memlock).current.is_none()
-        || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+        || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+            && is_first_namespace();
     // Pages that nobody has touched take no memory for it.
     let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     may_lock_all && mlockall(all).is_ok()

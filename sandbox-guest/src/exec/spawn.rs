@@ -62,6 +62,8 @@ pub(crate) enum Step {
 pub(crate) struct Spawner {
     /// Kept, so that its pages are there for the next child.
     stack: Vec<u128>,
+    /// What a child must not ignore.
+    ignored: Vec<libc::c_int>,
 }
 
 /// What the child needs, as it needs it: pointers into the plan, and room for its answer.
@@ -74,6 +76,7 @@ struct Child {
     cwd_optional: bool,
     ids: Option<(u32, u32, *const u32, usize)>,
     no_signals: libc::sigset_t,
+    ignored: *const [libc::c_int],
     failure: Option<(Step, libc::c_int, usize)>,
 }
 
@@ -81,6 +84,7 @@ impl Spawner {
     pub(crate) fn new() -> Self {
         Self {
             stack: Vec::with_capacity(STACK / size_of::<u128>()),
+            ignored: crate::signals::ignored(),
         }
     }
 
@@ -106,6 +110,7 @@ impl Spawner {
                 .as_ref()
                 .map(|ids| (ids.uid, ids.gid, ids.groups.as_ptr(), ids.groups.len())),
             no_signals: none,
+            ignored: self.ignored.as_slice(),
             failure: None,
         };
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -164,9 +169,9 @@ extern "C" fn become_program(argument: *mut libc::c_void) -> libc::c_int {
 
 /// Returns only if it failed.
 fn attempt(child: &Child) -> (Step, libc::c_int, usize) {
-    // SAFETY: plain system calls; every pointer comes from the plan, which outlives this process's use of our
-    // memory, and is zero-terminated or comes with its length. Identities change by the raw calls, which, unlike
-    // the C library's functions, leave the other threads of the memory's owner alone.
+    // SAFETY: plain system calls; every pointer comes from the plan or the spawner, which outlive this process's
+    // use of our memory, and is zero-terminated or comes with its length. Identities change by the raw calls, which,
+    // unlike the C library's functions, leave the other threads of the memory's owner alone.
     unsafe {
         libc::setsid();
         for (target, source) in (0..).zip(child.stdio) {
@@ -184,8 +189,10 @@ fn attempt(child: &Child) -> (Step, libc::c_int, usize) {
         if libc::chdir(child.cwd) != 0 && (!child.cwd_optional || libc::chdir(c"/".as_ptr()) != 0) {
             return (Step::Cwd, errno(), 0);
         }
-        // The one disposition a program would inherit: the runtime ignores it for itself.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // The one disposition a program would inherit.
+        for number in &*child.ignored {
+            libc::signal(*number, libc::SIG_DFL);
+        }
         libc::sigprocmask(libc::SIG_SETMASK, &child.no_signals, ptr::null_mut());
         let mut failure = (Step::Exec, libc::ENOENT, 0);
         for (index, program) in child.programs.iter().enumerate() {

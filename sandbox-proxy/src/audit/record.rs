@@ -134,7 +134,10 @@ impl Record {
     }
 
     /// Why there is a credential or none.
-    pub(crate) fn credential_reason(&self, reason: Explanation) {
+    pub(crate) fn credential_reason(&self, mut reason: Explanation) {
+        if let Some(cause) = reason.cause_mut() {
+            *cause = self.kept(cause);
+        }
         self.tell(|told| told.credential_reason = Some(reason));
     }
 

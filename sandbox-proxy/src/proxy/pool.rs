@@ -123,9 +123,12 @@ impl Pool {
     /// Lets go of the connection that has waited longest, if one waits: another needs its place.
     pub(crate) fn let_go_of_oldest(&self) {
         let targets = self.lock();
-        let oldest = targets
-            .values()
-            .filter_map(|target| Some((target.lock().oldest()?, target)));
+        let oldest = targets.values().filter_map(|target| {
+            let mut waiting = target.lock();
+            // What upstream has closed holds no place.
+            waiting.drop_stale();
+            Some((waiting.oldest()?, target))
+        });
         if let Some((_, target)) = oldest.min_by_key(|(since, _)| *since) {
             target.lock().drop_oldest();
         }
@@ -397,5 +400,23 @@ mod tests {
         assert!(!two.is_open() && one.is_open());
         pool.let_go_of_oldest();
         assert!(!one.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_upstream_has_closed_do_not_stand_before_others_that_can_make_room() {
+        let pool = Pool::default();
+        let (closed, far) = connection().await;
+        let one = pool.target(key("one.test", None));
+        one.put(Sender::H1(closed));
+        drop(far);
+        sleep(std::time::Duration::from_secs(1)).await;
+        let (open, mut far) = connection().await;
+        let two = pool.target(key("two.test", None));
+        two.put(Sender::H1(open));
+        pool.let_go_of_oldest();
+        assert_eq!(
+            tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap(),
+            0
+        );
     }
 }

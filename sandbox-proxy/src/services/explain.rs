@@ -80,6 +80,16 @@ impl Explanation {
         }
     }
 
+    /// What somebody else said, which may be long.
+    pub(crate) fn cause_mut(&mut self) -> Option<&mut String> {
+        match &mut self.reason {
+            CredentialReason::Source { cause }
+            | CredentialReason::Unsignable { cause }
+            | CredentialReason::Unsendable { cause } => Some(cause),
+            _ => None,
+        }
+    }
+
     /// Whether the credential of the service's source is put in.
     pub fn is_injected(&self) -> bool {
         matches!(self.reason, CredentialReason::Injected { .. })
