@@ -159,7 +159,7 @@ impl Rule {
                 Action::Allow
             }
         };
-        let key = |rule: &Self| (level(rule), action(rule), rule.permits_special_ranges());
+        let key = |rule: &Self| (level(rule), action(rule), rule.permits_special_ranges);
         key(self)
             .cmp(&key(other))
             .then_with(|| other.shown.cmp(&self.shown))
