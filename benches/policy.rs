@@ -1,4 +1,5 @@
-//! What a decision costs: 10,000 rules of a mix made to be slow, against attempts made to be slow, and how it grows.
+//! What a decision costs: 10,000 rules of mixes made to be slow, against attempts made to be slow, and how it grows.
+//! Also what it takes to put all rules in the place of others.
 
 #[path = "support/report.rs"]
 mod report;
@@ -27,11 +28,25 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     let mut worst: f64 = 0.0;
-    for (subject, count) in [("100-rules", 100), ("10000-rules", 10_000)] {
-        let rules = adversarial(count);
+    let sets = [
+        ("100-rules", 100, adversarial(100), attempts()),
+        ("10000-rules", 10_000, adversarial(10_000), attempts()),
+        ("10000-nested", 10_000, nested(10_000), attempts_at_nested()),
+    ];
+    for (subject, count, rules, attempts) in sets {
         rules.check().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(rules.iter().count(), count);
-        for (case, host, request, wanted) in attempts() {
+        criterion
+            .benchmark_group("replace")
+            .bench_function(subject, |bencher| {
+                bencher.iter_with_large_drop(|| {
+                    // No such set is there; but these are new rules now.
+                    let rules = rules.clone().without_set("none");
+                    rules.check().map(|()| rules)
+                });
+            });
+        report.add_criterion(subject, "replace", "all rules");
+        for (case, host, request, wanted) in attempts {
             let sandbox: SandboxId = "bench".parse().expect("a name");
             let host: Host = host.parse().expect("a host");
             let attempt = Attempt {
@@ -113,6 +128,32 @@ fn adversarial(count: usize) -> Rules {
     rules
 }
 
+/// Rules that are all about one name and one address, by all that is above these, and most only for some requests.
+fn nested(count: usize) -> Rules {
+    let mut rules = Rules::new();
+    for n in 0..count {
+        let level = n / 10;
+        let chain = "a.".repeat(level % DEEP);
+        let bits = level % 129;
+        let address = Ipv6Addr::from([0x2a00, 0x1450, 1, 2, 3, 4, 5, 6]).to_bits();
+        let base = Ipv6Addr::from_bits(address & !u128::MAX.checked_shr(bits as u32).unwrap_or(0));
+        let ports = format!("{}-{}", 1 + n % 400, 443 + (n * 7919) % 1000);
+        rules = match n % 10 {
+            0 => rules.allow(&format!("GET **.{chain}deep.test:{ports}")),
+            1 => rules.ask(&format!("GET .{chain}deep.test:{ports}")),
+            2 => rules.deny(&format!("POST **.{chain}deep.test:{ports}")),
+            3 => rules.allow(&format!("GET **.{chain}deep.test:{ports} special-ranges")),
+            4 => rules.ask(&format!("GET .{chain}deep.test:{ports} special-ranges")),
+            5 => rules.allow(&format!(".{chain}deep.test:{ports}")),
+            6 => rules.deny(&format!("POST [{base}]/{bits}:{ports}")),
+            7 => rules.ask(&format!("GET [{base}]/{bits}:{ports}")),
+            8 => rules.allow(&format!("GET [{base}]/{bits}:{ports}")),
+            _ => rules.allow(&format!("[{base}]/{bits}:{ports}")),
+        };
+    }
+    rules
+}
+
 type Case = (&'static str, String, Option<RequestLine<'static>>, Verdict);
 
 fn attempts() -> Vec<Case> {
@@ -148,5 +189,13 @@ fn attempts() -> Vec<Case> {
             get("/nothing/of/the/kind"),
             Verdict::Deny,
         ),
+    ]
+}
+
+fn attempts_at_nested() -> Vec<Case> {
+    let deep = format!("{}deep.test", "a.".repeat(DEEP));
+    vec![
+        ("deep-name", deep, None, Verdict::Inspect),
+        ("ipv6", "[2a00:1450:1:2:3:4:5:6]".into(), None, Verdict::Inspect),
     ]
 }

@@ -39,7 +39,10 @@ static ALLOCATOR: Counting = Counting;
 fn deciding_allocates_nothing() {
     let mut rules = Rules::balanced().set("team", 2, Rules::new().deny("**.team.test").ask("x.team.test"));
     for n in 0..500 {
+        let below = "a.".repeat(n % 120);
         rules = rules
+            .allow(&format!("**.{below}b.test:{}-600", n + 1))
+            .deny(&format!("POST .{below}b.test"))
             .allow(&format!("h{n}.test"))
             .deny(&format!("**.d{n}.test"))
             .allow(&format!("10.{}.0.0/16", n % 250))
@@ -49,7 +52,7 @@ fn deciding_allocates_nothing() {
     let rules = rules.otherwise_ask();
     rules.check().unwrap();
     let sandbox = "one".parse().unwrap();
-    let deep = format!("{}test", "a.".repeat(120));
+    let [deep, mentioned] = ["test", "b.test"].map(|end| "a.".repeat(120) + end);
     let long = format!("/v7/{}/items/x", "a".repeat(1500));
     let mut verdicts = Vec::with_capacity(1000);
     for host in [
@@ -60,6 +63,7 @@ fn deciding_allocates_nothing() {
         "x.team.test",
         "nowhere.example",
         &deep,
+        &mentioned,
         "[2001:db8::1]",
     ] {
         let host: Host = host.parse().unwrap();

@@ -2,13 +2,16 @@
 //!
 //! All rules are put in order once: of those that match, the one of the highest rank decides. A [`Table`] holds
 //! the rules about one host pattern or network, so that the best for a port is one look-up; `names` and `networks`
-//! find the tables that a target has. So the cost grows with the tables that match, not with the rules there are.
-//! Rules by method and path of one host are found by the plain text that their paths start with.
+//! find the tables that a target has, which `chains` makes few. So the cost grows with neither the rules there are nor
+//! those that match. Rules by method and path are found by the plain text that their paths start with; those of one
+//! host that share it are tried one by one.
 
+mod chains;
 mod names;
 mod networks;
 mod ports;
 mod table;
+mod words;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,9 +24,14 @@ use crate::defence;
 use names::Names;
 use networks::Networks;
 use table::{Outcome, Search, Table};
+use words::Key;
 
 /// One more than the place of a rule in the order of all; 0 is none.
 type Rank = u32;
+
+/// A place in some list, or none: one more than the place, or 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Slot(u32);
 
 /// What rules are asked about.
 #[derive(Debug, Clone, Copy)]
@@ -55,30 +63,39 @@ pub(super) enum Found<'r> {
 
 impl Matcher {
     pub(super) fn new(rules: &[Arc<Rule>]) -> Self {
+        Self::with_key(rules, Key::random())
+    }
+
+    /// The same, where the hashes of all names collide.
+    #[cfg(test)]
+    pub(super) fn colliding(rules: &[Arc<Rule>]) -> Self {
+        Self::with_key(rules, Key::WEAK)
+    }
+
+    fn with_key(rules: &[Arc<Rule>], key: Key) -> Self {
         let mut ranked = rules.to_vec();
         ranked.sort_by(|one, other| one.rank_against(other));
-        let mut names = Names::default();
+        let mut names = names::Builder::default();
         let mut networks = networks::Builder::default();
-        let mut members: Vec<Vec<Rank>> = Vec::new();
         for (rule, rank) in ranked.iter().zip(1..) {
-            let new = members.len();
-            let table = match &rule.target {
-                Target::Network(network) => networks.table(*network, new),
-                name => names.table(name, new),
-            };
-            if table == new {
-                members.push(Vec::new());
-            }
-            if let Some(members) = members.get_mut(table) {
-                members.push(rank);
+            match &rule.target {
+                Target::Network(network) => networks.add(*network, rank),
+                name => names.add(name, rank),
             }
         }
-        let tables = members.iter().map(|ranks| Table::new(ranks, &ranked)).collect();
+        let mut tables = Vec::new();
+        let mut table = |ranks: &[Rank]| {
+            if ranks.is_empty() {
+                return Slot::NONE;
+            }
+            tables.push(Table::new(ranks, &ranked));
+            Slot::last(&tables)
+        };
         Self {
+            names: names.build(key, &mut table),
+            networks: networks.build(&mut table),
+            tables: tables.into(),
             ranked: ranked.into(),
-            names,
-            networks: networks.build(),
-            tables,
         }
     }
 
@@ -110,7 +127,7 @@ impl Matcher {
     pub(super) fn denies_address(&self, address: IpAddr, port: u16) -> Option<&Rule> {
         let mut best = 0;
         self.networks.find(address, &mut |table| {
-            if let Some(table) = self.tables.get(table) {
+            if let Some(table) = table.of(&self.tables) {
                 for scheme in [Scheme::Http, Scheme::Tunnel] {
                     best = best.max(table.best_to_deny(port, scheme));
                 }
@@ -120,8 +137,8 @@ impl Matcher {
     }
 
     fn for_tables<'m>(&'m self, host: &Host, visit: &mut dyn FnMut(&'m Table)) {
-        let mut visit = |table: usize| {
-            if let Some(table) = self.tables.get(table) {
+        let mut visit = |table: Slot| {
+            if let Some(table) = table.of(&self.tables) {
                 visit(table);
             }
         };
@@ -139,6 +156,30 @@ impl Matcher {
 fn rule(ranked: &[Arc<Rule>], rank: Rank) -> Option<&Rule> {
     let index = usize::try_from(rank).ok()?.checked_sub(1)?;
     ranked.get(index).map(AsRef::as_ref)
+}
+
+impl Slot {
+    const NONE: Self = Self(0);
+
+    /// The last place.
+    fn last<T>(list: &[T]) -> Self {
+        list.len().checked_sub(1).into()
+    }
+
+    fn place(self) -> Option<usize> {
+        (self.0 as usize).checked_sub(1)
+    }
+
+    /// What is there.
+    fn of<T>(self, list: &[T]) -> Option<&T> {
+        self.place().and_then(|at| list.get(at))
+    }
+}
+
+impl From<Option<usize>> for Slot {
+    fn from(place: Option<usize>) -> Self {
+        Self(place.and_then(|at| u32::try_from(at + 1).ok()).unwrap_or(0))
+    }
 }
 
 impl Rule {
@@ -159,7 +200,7 @@ impl Rule {
                 Action::Allow
             }
         };
-        let key = |rule: &Self| (level(rule), action(rule), rule.permits_special_ranges());
+        let key = |rule: &Self| (level(rule), action(rule), rule.permits_special_ranges);
         key(self)
             .cmp(&key(other))
             .then_with(|| other.shown.cmp(&self.shown))

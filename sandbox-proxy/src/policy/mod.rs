@@ -284,7 +284,7 @@ impl Rules {
             decision: Decision {
                 verdict,
                 rule: &rule.shown,
-                permits_special_ranges: verdict != Verdict::Inspect && rule.permits_special_ranges(),
+                permits_special_ranges: verdict != Verdict::Inspect && rule.permits_special_ranges,
             },
             level: Some(rule.level),
             set: rule.set.as_deref(),

@@ -48,8 +48,8 @@ pub(super) struct Rule {
     pub(super) last_port: u16,
     /// `None`: whatever is spoken there.
     pub(super) scheme: Option<Scheme>,
-    /// The option was given.
-    pub(super) special_ranges: bool,
+    /// Whether its targets may be in special ranges: by option, or because it names nothing else.
+    pub(super) permits_special_ranges: bool,
     /// Which requests it is about, where not all.
     pub(super) condition: Option<Condition>,
     /// Action and target, as written.
@@ -176,7 +176,8 @@ pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
         None
     };
     let path = input.path()?;
-    let special_ranges = input.options()?;
+    let permits_special_ranges =
+        input.options()? || matches!(&target, Target::Network(network) if network.is_special());
     let ((first_port, last_port), scheme) = match (ports, scheme, action) {
         (Some(ports), scheme, _) => (ports, scheme),
         (None, Some(Scheme::Http), _) => ((80, 80), Some(Scheme::Http)),
@@ -199,7 +200,7 @@ pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
             }
             _ => scheme,
         },
-        special_ranges,
+        permits_special_ranges,
         condition: (!methods.is_empty() || path.is_some()).then(|| Condition {
             methods: methods.into(),
             path,
@@ -246,11 +247,6 @@ impl Rule {
     /// Whether port and scheme match; the target is the matcher's business.
     pub(super) fn covers(&self, port: u16, scheme: Scheme) -> bool {
         (self.first_port..=self.last_port).contains(&port) && self.scheme.is_none_or(|s| s == scheme)
-    }
-
-    /// Whether its targets may be in special ranges: by option, or because it names nothing else.
-    pub(super) fn permits_special_ranges(&self) -> bool {
-        self.special_ranges || matches!(&self.target, Target::Network(network) if network.is_special())
     }
 }
 

@@ -7,6 +7,8 @@
 //! What no careful client sends (`/../`, control characters, escapes of escapes, broken UTF-8) is *unclear*: no
 //! rule that allows fits it, and every one that denies or asks does.
 
+use std::sync::Arc;
+
 use crate::defence;
 
 /// Bytes of a path that rules look into; a longer one is unclear. Protects the stack that a decision needs.
@@ -21,6 +23,8 @@ pub(super) struct PathPattern {
     before: Box<[Segment]>,
     /// Segments after `**`, where there is one.
     after: Option<Box<[Segment]>>,
+    /// What it is found by: how many segments it starts with that are plain text, and these, joined and in lower case.
+    pub(super) key: (usize, Arc<str>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +70,7 @@ impl PathPattern {
             return if text.len() > 1 {
                 fault(1, "write one slash, not two")
             } else {
-                Ok(Self {
-                    before: [].into(),
-                    after: None,
-                })
+                Ok(Self::new(before, after))
             };
         }
         for part in inner.split('/') {
@@ -87,23 +88,22 @@ impl PathPattern {
             }
             offset += part.len() + 1;
         }
-        Ok(Self {
-            before: before.into(),
-            after: after.map(Into::into),
-        })
+        Ok(Self::new(before, after))
     }
 
-    /// The segments it starts with that are plain text, joined and in lower case: what it is found by.
-    pub(super) fn key(&self) -> (usize, String) {
-        let plain: Vec<_> = self
-            .before
+    fn new(before: Vec<Segment>, after: Option<Vec<Segment>>) -> Self {
+        let plain: Vec<&str> = before
             .iter()
             .map_while(|segment| match segment {
-                Segment::Literal(text) if text.is_ascii() => Some(text.to_ascii_lowercase()),
+                Segment::Literal(text) if text.is_ascii() => Some(text.as_ref()),
                 _ => None,
             })
             .collect();
-        (plain.len(), plain.join("/"))
+        Self {
+            key: (plain.len(), plain.join("/").to_ascii_lowercase().into()),
+            before: before.into(),
+            after: after.map(Into::into),
+        }
     }
 
     /// Whether a rule with this pattern is about the path. `strictly`: both forms fit as written, for rules that

@@ -1,46 +1,16 @@
-//! The matcher against a second one, which is written from the documentation alone and does everything the slow way.
+//! The matcher against a second one.
 
-use std::net::IpAddr;
+mod by_hand;
 
+use std::net::Ipv4Addr;
+
+use by_hand::{Answer, PATHS, Spec, by_hand};
 use proptest::prelude::*;
 use sandbox_core::SandboxId;
 use sandbox_core::policy::RequestLine;
 
 use super::*;
 
-/// A rule as the documentation describes it.
-#[derive(Debug, Clone)]
-struct Spec {
-    /// 0 allow, 1 ask, 2 deny.
-    action: u8,
-    level: i16,
-    methods: Vec<&'static str>,
-    scheme: Option<&'static str>,
-    host: &'static str,
-    ports: Option<(u16, u16)>,
-    path: Option<&'static str>,
-    special: bool,
-}
-
-type Readings = Option<(&'static [&'static str], &'static [&'static str])>;
-
-/// Paths, and how servers may split them: as they stand, and with all decoded and merged; none where unclear.
-const PATHS: [(&str, Readings); 14] = [
-    ("/", Some((&[], &[]))),
-    ("/a", Some((&["a"], &["a"]))),
-    ("/A", Some((&["A"], &["A"]))),
-    ("/b", Some((&["b"], &["b"]))),
-    ("/a/", Some((&["a"], &["a"]))),
-    ("/a/b", Some((&["a", "b"], &["a", "b"]))),
-    ("/a/B", Some((&["a", "B"], &["a", "B"]))),
-    ("/a/b/c", Some((&["a", "b", "c"], &["a", "b", "c"]))),
-    ("/%61/b", Some((&["a", "b"], &["a", "b"]))),
-    ("/a%2fb", Some((&["a/b"], &["a", "b"]))),
-    ("/a//b", Some((&["a", "", "b"], &["a", "b"]))),
-    ("/a/b;x", Some((&["a", "b;x"], &["a", "b"]))),
-    ("/a/../b", None),
-    ("/a/%2e%2e%2fb", None),
-];
 const PATTERNS: [&str; 9] = ["/", "/a", "/a/b", "/*", "/a/*", "/**", "/a/**", "/a/**/c", "/*/b"];
 const METHODS: [&str; 4] = ["GET", "POST", "get", "BREW"];
 const HOSTS: [&str; 9] = [
@@ -55,139 +25,6 @@ const HOSTS: [&str; 9] = [
     "[2001:db8::1]",
 ];
 const PORTS: [u16; 5] = [1, 80, 443, 444, 65535];
-
-impl Spec {
-    fn target(&self) -> String {
-        let mut text = String::new();
-        if !self.methods.is_empty() {
-            text += &self.methods.join(",");
-            text += " ";
-        }
-        if let Some(scheme) = self.scheme {
-            text += scheme;
-            text += "://";
-        }
-        text += self.host;
-        if let Some((first, last)) = self.ports {
-            text += &format!(":{first}-{last}");
-        }
-        text += self.path.unwrap_or("");
-        if self.special {
-            text += " special-ranges";
-        }
-        text
-    }
-
-    fn text(&self) -> String {
-        format!(
-            "{} {}",
-            ["allow", "ask", "deny"][usize::from(self.action)],
-            self.target()
-        )
-    }
-
-    fn depends_on_request(&self) -> bool {
-        !self.methods.is_empty() || self.path.is_some()
-    }
-
-    fn permits_special(&self) -> bool {
-        self.special || self.host.starts_with("10.") || self.host.starts_with("[2001:db8:")
-    }
-
-    fn covers(&self, host: &str, port: u16, scheme: &str) -> bool {
-        let (first, last, only) = match (self.ports, self.scheme, self.action) {
-            (Some((443, 443)), None, 0 | 1) => (443, 443, Some("https")),
-            (Some((first, last)), scheme, _) => (first, last, scheme),
-            (None, Some("http"), _) => (80, 80, Some("http")),
-            (None, None, 2) => (1, 65535, None),
-            (None, ..) => (443, 443, Some("https")),
-        };
-        (first..=last).contains(&port) && only.is_none_or(|only| only == scheme) && self.is_about(host)
-    }
-
-    fn is_about(&self, host: &str) -> bool {
-        let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
-        let below = |parent: &str| {
-            host.strip_suffix(parent)?
-                .strip_suffix('.')
-                .map(|rest| rest.split('.').count())
-        };
-        match (self.host, address) {
-            ("10.0.0.0/8", Some(IpAddr::V4(v4))) => v4.octets()[0] == 10,
-            ("0.0.0.0/0", Some(IpAddr::V4(_))) => true,
-            ("[2001:db8::]/32", Some(IpAddr::V6(v6))) => v6.segments()[..2] == [0x2001, 0xdb8],
-            (own, Some(_)) => own == host,
-            (own, None) if own.contains('/') => false,
-            ("**", None) => true,
-            (own, None) => {
-                if let Some(parent) = own.strip_prefix('.') {
-                    host == parent || below(parent).is_some()
-                } else if let Some(parent) = own.strip_prefix("**.") {
-                    below(parent).is_some()
-                } else if let Some(parent) = own.strip_prefix("*.") {
-                    below(parent) == Some(1)
-                } else {
-                    own == host
-                }
-            }
-        }
-    }
-
-    fn fits(&self, method: &str, path: Readings) -> bool {
-        let strictly = self.action == 0;
-        let same = |one: &str, other: &str| {
-            if strictly {
-                one == other
-            } else {
-                one.eq_ignore_ascii_case(other)
-            }
-        };
-        let method = self.methods.is_empty() || self.methods.iter().any(|own| same(own, method));
-        let path = match (self.path, path) {
-            (None, _) => true,
-            (Some(_), None) => !strictly,
-            (Some(own), Some((stands, most))) => {
-                let own: Vec<_> = own.split('/').filter(|segment| !segment.is_empty()).collect();
-                let (one, other) = (glob(&own, stands, &same), glob(&own, most, &same));
-                if strictly { one && other } else { one || other }
-            }
-        };
-        method && path
-    }
-
-    fn rank(&self) -> impl Ord + use<> {
-        (
-            self.level,
-            self.action,
-            self.permits_special(),
-            std::cmp::Reverse(self.text()),
-        )
-    }
-}
-
-fn glob(pattern: &[&str], path: &[&str], same: &dyn Fn(&str, &str) -> bool) -> bool {
-    match (pattern, path) {
-        ([], []) => true,
-        (["**", rest @ ..], _) => (0..=path.len()).any(|skip| glob(rest, &path[skip..], same)),
-        (["*", rest @ ..], [first, after @ ..]) => !first.is_empty() && glob(rest, after, same),
-        ([own, rest @ ..], [first, after @ ..]) => same(own, first) && glob(rest, after, same),
-        _ => false,
-    }
-}
-
-/// Verdict, rule, and whether special ranges are permitted.
-type Answer = (Verdict, String, bool);
-
-fn by_hand(set: &[Spec], host: &str, port: u16, scheme: &str, method: &str, path: usize) -> Answer {
-    let fits = |spec: &&Spec| spec.covers(host, port, scheme) && spec.fits(method, PATHS[path].1);
-    match set.iter().filter(fits).max_by_key(|spec| spec.rank()) {
-        None => (Verdict::Deny, NOTHING_MATCHED.into(), false),
-        Some(spec) => {
-            let verdict = [Verdict::Allow, Verdict::Ask, Verdict::Deny][usize::from(spec.action)];
-            (verdict, spec.text(), spec.permits_special())
-        }
-    }
-}
 
 fn by_rules(rules: &Rules, host: &str, port: u16, scheme: &str, request: Option<(&str, usize)>) -> Answer {
     let sandbox: SandboxId = "one".parse().unwrap();
@@ -215,6 +52,16 @@ fn by_rules(rules: &Rules, host: &str, port: u16, scheme: &str, request: Option<
     )
 }
 
+/// The same rules, where the hash of every name is the same.
+fn colliding(rules: &Rules) -> Rules {
+    let rules = rules.clone().without_set("none");
+    rules
+        .matcher
+        .set(Arc::new(Matcher::colliding(&rules.rules)))
+        .unwrap();
+    rules
+}
+
 fn build(set: &[Spec]) -> Rules {
     let rules = set.iter().fold(Rules::new(), |rules, spec| {
         let rules = rules.level(spec.level);
@@ -229,7 +76,7 @@ fn build(set: &[Spec]) -> Rules {
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
-    let host = prop::sample::select(vec![
+    spec_about(prop::sample::select(vec![
         "t.test",
         "a.t.test",
         "*.t.test",
@@ -243,7 +90,10 @@ fn spec() -> impl Strategy<Value = Spec> {
         "10.0.0.1",
         "0.0.0.0/0",
         "[2001:db8::]/32",
-    ]);
+    ]))
+}
+
+fn spec_about<S: ToString + fmt::Debug>(host: impl Strategy<Value = S>) -> impl Strategy<Value = Spec> {
     let ports = prop::option::of(prop::sample::select(vec![
         (1, 65535),
         (443, 443),
@@ -264,7 +114,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         -1..2i16,
         methods,
         scheme,
-        host,
+        host.prop_map(|host| host.to_string()),
         ports,
         path,
         prop::bool::weighted(0.2),
@@ -275,26 +125,111 @@ fn spec() -> impl Strategy<Value = Spec> {
                 level,
                 methods,
                 scheme,
-                host,
                 // After an address, a path follows a port or a length.
                 ports: match (ports, path) {
                     (None, Some(_)) if host == "10.0.0.1" => Some((443, 443)),
                     (ports, _) => ports,
                 },
+                host,
                 path,
                 special,
             },
         )
 }
 
-fn attempt() -> impl Strategy<Value = (&'static str, u16, &'static str, &'static str, usize)> {
+type Asked = (String, u16, &'static str, &'static str, usize);
+
+fn attempt() -> impl Strategy<Value = Asked> {
+    attempt_at(prop::sample::select(HOSTS.to_vec()))
+}
+
+fn attempt_at<S: ToString + fmt::Debug>(host: impl Strategy<Value = S>) -> impl Strategy<Value = Asked> {
     (
-        prop::sample::select(HOSTS.to_vec()),
+        host.prop_map(|host| host.to_string()),
         prop::sample::select(PORTS.to_vec()),
         prop::sample::select(vec!["http", "https"]),
         prop::sample::select(METHODS.to_vec()),
         0..PATHS.len(),
     )
+}
+
+/// Names that have much in common: up to as long and as deep as names go, the same label at all levels, labels that
+/// others begin or end with.
+fn deep_name() -> impl Strategy<Value = String> {
+    let label = "[ab]|[ab]?a{6,9}|[ab]?a{14,17}|a{62,63}";
+    let same = Just(vec!["a".to_owned(); 126]);
+    let spine = prop_oneof![
+        2 => same,
+        1 => Just([7usize, 8, 1, 63, 16, 9, 8, 15].map(|length| "a".repeat(length)).to_vec()),
+        1 => Just(vec!["a".repeat(63); 3]),
+    ];
+    let depth = prop_oneof![3 => 0..12usize, 1 => 0..127usize];
+    (spine, depth, prop::option::weighted(0.3, label)).prop_map(|(spine, depth, first)| {
+        let below = spine.iter().take(depth).rev();
+        let name = first
+            .iter()
+            .chain(below)
+            .map(|label| format!("{label}."))
+            .collect::<String>()
+            + "a";
+        // Cut to the limit, between or inside labels.
+        let kept = name.get(name.len().saturating_sub(253)..).unwrap_or("");
+        kept.trim_start_matches('.').to_owned()
+    })
+}
+
+fn deep_target() -> impl Strategy<Value = String> {
+    let wild = prop::sample::select(vec!["", "*.", "**.", "**.", "."]);
+    prop_oneof![
+        4 => (wild, deep_name()).prop_map(|(wild, name)| wild.to_owned() + &name),
+        1 => prop_oneof![1 => Just(0), 8 => 8..=32u32].prop_map(|bits| {
+            let address = Ipv4Addr::from_bits(0x0a01_0203 & u32::MAX.checked_shl(32 - bits).unwrap_or(0));
+            format!("{address}/{bits}")
+        }),
+    ]
+}
+
+/// Compares everything that a set answers to these attempts with what the second matcher says.
+fn compare(set: &[Spec], attempts: &[Asked], seed: usize) -> Result<(), TestCaseError> {
+    let rules = build(set);
+    let mut shuffled = set.to_vec();
+    if !set.is_empty() {
+        let middle = seed % set.len();
+        shuffled.rotate_left(middle);
+        shuffled[middle..].reverse();
+    }
+    let shuffled = build(&shuffled);
+    let colliding = colliding(&rules);
+    for (host, port, scheme, method, path) in attempts {
+        let (port, method, path) = (*port, *method, *path);
+        let wanted = by_hand(set, host, port, scheme, method, path);
+        let request = Some((method, path));
+        prop_assert_eq!(&by_rules(&rules, host, port, scheme, request), &wanted);
+        prop_assert_eq!(&by_rules(&shuffled, host, port, scheme, request), &wanted);
+        prop_assert_eq!(&by_rules(&colliding, host, port, scheme, request), &wanted);
+        // Before there is a request, the answer is one that holds for every request, or that says to look.
+        let early = by_rules(&rules, host, port, scheme, None);
+        prop_assert_eq!(&by_rules(&shuffled, host, port, scheme, None), &early);
+        let about: Vec<_> = set
+            .iter()
+            .filter(|spec| spec.covers(host, port, scheme))
+            .collect();
+        if early.0 == Verdict::Inspect {
+            prop_assert!(about.iter().any(|spec| spec.depends_on_request()));
+        } else {
+            for method in METHODS {
+                for (path, shown) in PATHS.iter().enumerate() {
+                    let late = by_hand(set, host, port, scheme, method, path);
+                    prop_assert_eq!(late.0, early.0, "{} {:?}", method, shown);
+                    prop_assert!(late.2 == early.2 || late.0 == Verdict::Deny);
+                }
+            }
+        }
+        // A name is looked up where anything at it could be allowed.
+        let resolves = rules.explain_name(&host.parse().unwrap()).verdict != Verdict::Deny;
+        prop_assert!(resolves || (wanted.0 == Verdict::Deny && early.0 == Verdict::Deny));
+    }
+    Ok(())
 }
 
 proptest! {
@@ -306,38 +241,22 @@ proptest! {
         attempts in proptest::collection::vec(attempt(), 6),
         seed in any::<usize>(),
     ) {
-        let rules = build(&set);
-        let mut shuffled = set.clone();
-        if !set.is_empty() {
-            let middle = seed % set.len();
-            shuffled.rotate_left(middle);
-            shuffled[middle..].reverse();
-        }
-        let shuffled = build(&shuffled);
-        for (host, port, scheme, method, path) in attempts {
-            let wanted = by_hand(&set, host, port, scheme, method, path);
-            let request = Some((method, path));
-            prop_assert_eq!(&by_rules(&rules, host, port, scheme, request), &wanted);
-            prop_assert_eq!(&by_rules(&shuffled, host, port, scheme, request), &wanted);
-            // Before there is a request, the answer is one that holds for every request, or that says to look.
-            let early = by_rules(&rules, host, port, scheme, None);
-            prop_assert_eq!(&by_rules(&shuffled, host, port, scheme, None), &early);
-            let about: Vec<_> = set.iter().filter(|spec| spec.covers(host, port, scheme)).collect();
-            if early.0 == Verdict::Inspect {
-                prop_assert!(about.iter().any(|spec| spec.depends_on_request()));
-            } else {
-                for method in METHODS {
-                    for (path, shown) in PATHS.iter().enumerate() {
-                        let late = by_hand(&set, host, port, scheme, method, path);
-                        prop_assert_eq!(late.0, early.0, "{} {:?}", method, shown);
-                        prop_assert!(late.2 == early.2 || late.0 == Verdict::Deny);
-                    }
-                }
-            }
-            // A name is looked up where anything at it could be allowed.
-            let resolves = rules.explain_name(&host.parse().unwrap()).verdict != Verdict::Deny;
-            prop_assert!(resolves || (wanted.0 == Verdict::Deny && early.0 == Verdict::Deny));
-        }
+        compare(&set, &attempts, seed)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_on_many_levels_are_as_a_second_matcher_says(
+        set in proptest::collection::vec(spec_about(deep_target()), 0..40),
+        names in proptest::collection::vec(attempt_at(deep_name()), 4),
+        addresses in proptest::collection::vec(attempt_at(prop::sample::select(vec!["10.1.2.3", "10.1.3.1", "11.0.0.1"])), 2),
+        seed in any::<usize>(),
+    ) {
+        compare(&set, &names, seed)?;
+        compare(&set, &addresses, seed)?;
     }
 }
 

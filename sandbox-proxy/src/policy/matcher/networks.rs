@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::chains::{Link, join};
+use super::{Rank, Slot};
 use crate::policy::network::Network;
 
 #[derive(Debug, Default)]
 pub(super) struct Builder {
-    tables: HashMap<Network, usize>,
+    networks: HashMap<Network, Vec<Rank>>,
 }
 
 /// Networks of both families. IPv4 and IPv6 never mix.
@@ -25,69 +27,82 @@ struct Nested(Box<[Range]>);
 struct Range {
     first: u128,
     last: u128,
-    table: usize,
-    /// Place of the narrowest network around this one.
-    parent: Option<usize>,
+    table: Slot,
+    /// Where the search goes on.
+    above: Slot,
+    /// The narrowest network around this one.
+    around: Slot,
 }
 
 impl Builder {
-    /// The table for a network; the new one where it has none yet.
-    pub(super) fn table(&mut self, network: Network, new: usize) -> usize {
-        *self.tables.entry(network).or_insert(new)
+    /// Adds a rule, after all of lower ranks.
+    pub(super) fn add(&mut self, network: Network, rank: Rank) {
+        self.networks.entry(network).or_default().push(rank);
     }
 
-    pub(super) fn build(self) -> Networks {
+    /// `table` makes a table of some rules.
+    pub(super) fn build(self, table: &mut dyn FnMut(&[Rank]) -> Slot) -> Networks {
         let (v4, v6) = self
-            .tables
+            .networks
             .into_iter()
             .partition(|(network, _)| network.is_ipv4());
         Networks {
-            v4: Nested::new(v4),
-            v6: Nested::new(v6),
+            v4: Nested::new(v4, table),
+            v6: Nested::new(v6, table),
         }
     }
 }
 
 impl Networks {
     /// Visits every table about an address.
-    pub(super) fn find(&self, address: IpAddr, visit: &mut dyn FnMut(usize)) {
-        let (nested, address) = match address.to_canonical() {
+    pub(super) fn find(&self, address: IpAddr, visit: &mut dyn FnMut(Slot)) {
+        let (Nested(ranges), address) = match address.to_canonical() {
             IpAddr::V4(v4) => (&self.v4, u128::from(v4.to_bits())),
             IpAddr::V6(v6) => (&self.v6, v6.to_bits()),
         };
         // The last network that starts before the address: if it does not hold it, one around it may.
-        let after = nested.0.partition_point(|range| range.first <= address);
-        let mut at = after.checked_sub(1);
-        while let Some(range) = at.and_then(|at| nested.0.get(at)) {
-            if address <= range.last {
-                visit(range.table);
-            }
-            at = range.parent;
+        let after = ranges.partition_point(|range| range.first <= address);
+        let mut at: Slot = after.checked_sub(1).into();
+        while let Some(range) = at.of(ranges)
+            && address > range.last
+        {
+            at = range.around;
+        }
+        while let Some(range) = at.of(ranges) {
+            visit(range.table);
+            at = range.above;
         }
     }
 }
 
 impl Nested {
-    fn new(tables: Vec<(Network, usize)>) -> Self {
-        let mut ranges: Vec<Range> = tables
-            .into_iter()
-            .map(|(network, table)| {
-                let (first, last) = network.ends();
-                Range {
-                    first,
-                    last,
-                    table,
-                    parent: None,
-                }
-            })
-            .collect();
-        ranges.sort_unstable_by_key(|range| (range.first, std::cmp::Reverse(range.last)));
+    fn new(mut networks: Vec<(Network, Vec<Rank>)>, table: &mut dyn FnMut(&[Rank]) -> Slot) -> Self {
+        networks.sort_unstable_by_key(|(network, _)| {
+            let (first, last) = network.ends();
+            (first, std::cmp::Reverse(last))
+        });
+        let mut tree: Vec<Link> = Vec::with_capacity(networks.len());
         let mut around: Vec<(usize, u128)> = Vec::new();
-        for (at, range) in ranges.iter_mut().enumerate() {
-            while around.pop_if(|(_, last)| *last < range.first).is_some() {}
-            range.parent = around.last().map(|(parent, _)| *parent);
-            around.push((at, range.last));
+        for (at, (network, ranks)) in networks.iter_mut().enumerate() {
+            let (first, last) = network.ends();
+            while around.pop_if(|(_, last)| *last < first).is_some() {}
+            tree.push(Link {
+                ranks: std::mem::take(ranks),
+                above: around.last().map(|(parent, _)| *parent),
+            });
+            around.push((at, last));
         }
-        Self(ranges.into())
+        let ranges = networks.iter().zip(&tree).zip(join(&tree));
+        let ranges = ranges.map(|(((network, _), own), joined)| {
+            let (first, last) = network.ends();
+            Range {
+                first,
+                last,
+                table: table(&joined.ranks),
+                above: joined.above.into(),
+                around: own.above.into(),
+            }
+        });
+        Self(ranges.collect())
     }
 }

@@ -24,7 +24,7 @@ struct Conditional {
     /// By what they would do, and by scheme: whether a request must be looked at.
     outcomes: [[Ports; 2]; Outcome::COUNT],
     /// By the plain text that their paths start with; the highest rank first.
-    by_start: FxHashMap<Box<str>, Box<[Rank]>>,
+    by_start: FxHashMap<Arc<str>, Box<[Rank]>>,
     /// Of those starts, in segments.
     depths: Box<[usize]>,
     /// Those that deny or ask by path, which an unclear path falls under; the highest rank first.
@@ -44,7 +44,7 @@ impl Outcome {
     const ALLOW: Self = Self(3);
 
     fn of(rule: &Rule) -> Self {
-        let special = usize::from(rule.permits_special_ranges());
+        let special = usize::from(rule.permits_special_ranges);
         match rule.action {
             Action::Deny => Self::DENY,
             Action::Ask => Self(Self::ASK.0 + special),
@@ -118,7 +118,7 @@ impl Table {
 
 impl Conditional {
     fn new(rules: &[(Rank, &Rule)]) -> Self {
-        let mut by_start: FxHashMap<Box<str>, Vec<Rank>> = FxHashMap::default();
+        let mut by_start: FxHashMap<Arc<str>, Vec<Rank>> = FxHashMap::default();
         let mut depths = Vec::new();
         let (mut broad, mut reads_paths) = (Vec::new(), false);
         for (rank, rule) in rules.iter().rev() {
@@ -126,8 +126,8 @@ impl Conditional {
                 .condition
                 .as_ref()
                 .and_then(|condition| condition.path.as_ref());
-            let (depth, start) = path.map(|path| path.key()).unwrap_or_default();
-            by_start.entry(start.into()).or_default().push(*rank);
+            let (depth, start) = path.map(|path| path.key.clone()).unwrap_or_default();
+            by_start.entry(start).or_default().push(*rank);
             depths.push(depth);
             reads_paths |= path.is_some();
             if path.is_some() && rule.action != Action::Allow {
