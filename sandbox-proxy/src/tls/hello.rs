@@ -15,19 +15,35 @@ const MAX_HELLO_BYTES: usize = 16 << 10;
 const HANDSHAKE: u8 = 22;
 /// The first byte of the version in a record, in SSL 3.0 and all of TLS.
 const MAJOR_VERSION: u8 = 3;
-/// The head of a record, and the first byte in it.
-const START_BYTES: usize = 6;
-/// Starts that nobody sends and some servers take all the same: Go's read over a warning before the hello, and do not
-/// look at the major version as long as it is below 16; others read over a change of the cipher. What is asked for after
-/// them, nobody here would have read.
-const DISGUISES: [[RangeInclusive<u8>; START_BYTES]; 3] = [
-    // An alert, of two bytes.
-    [21..=21, 0..=15, 0..=255, 0..=0, 2..=2, 0..=255],
-    // A change of the cipher, of one.
-    [20..=20, 0..=15, 0..=255, 0..=0, 1..=1, 1..=1],
-    // A handshake that starts with a client hello. Others are none: some messages of databases start with lengths
-    // that look like it.
-    [HANDSHAKE..=HANDSHAKE, 0..=15, 0..=255, 0..=255, 0..=255, 1..=1],
+/// Enough of a stream to know a [disguise](DISGUISES) by.
+const START_BYTES: usize = 9;
+const ANY: RangeInclusive<u8> = 0..=255;
+const ZERO: RangeInclusive<u8> = 0..=0;
+const ONE: RangeInclusive<u8> = 1..=1;
+/// The kind of a record with a handshake, whose first message is of the kind `ONE`.
+const HELLO: RangeInclusive<u8> = HANDSHAKE..=HANDSHAKE;
+/// The kinds of all records that can be there before a hello has ended.
+const RECORD: RangeInclusive<u8> = 20..=HANDSHAKE;
+/// Major versions that servers take which do not look at them.
+const MAJOR: RangeInclusive<u8> = 0..=15;
+/// Starts that nobody sends and some servers take all the same: those of Go read over a warning before the hello, and
+/// take other versions; others read over a change of the cipher. What is asked for after them, nobody here would have read.
+///
+/// They say as much as can be said, since other protocols start with the length of a message and the number of a
+/// request.
+const DISGUISES: [[RangeInclusive<u8>; START_BYTES]; 8] = [
+    // A warning, or a change of the cipher, and another record behind it.
+    [21..=21, MAJOR, ANY, ZERO, 2..=2, ONE, ANY, RECORD, ANY],
+    [20..=20, MAJOR, ANY, ZERO, ONE, ONE, RECORD, ANY, ANY],
+    // A hello in one record, not shorter than the shortest.
+    [HELLO, MAJOR, ANY, ANY, ANY, ONE, ZERO, 1..=255, ANY],
+    [HELLO, MAJOR, ANY, ANY, ANY, ONE, ZERO, ZERO, 38..=255],
+    // A hello that starts with a record of one, two or three bytes.
+    [HELLO, MAJOR, ANY, ZERO, ONE, ONE, RECORD, ANY, ANY],
+    [HELLO, MAJOR, ANY, ZERO, 2..=2, ONE, ZERO, RECORD, ANY],
+    [HELLO, MAJOR, ANY, ZERO, 3..=3, ONE, ZERO, ANY, RECORD],
+    // A hello in the form of SSL 2.0 for a later version (RFC 5246 §E.2), which has no room for a name.
+    [128..=255, ANY, ONE, 3..=3, 0..=4, ANY, ANY, ZERO, 0..=32],
 ];
 
 /// What a stream starts with.
@@ -247,6 +263,9 @@ mod tests {
             behind(&[21, 3, 1, 0, 2, 1, 90]),
             behind(&[21, 0, 0, 0, 2, 1, 90]),
             behind(&[20, 3, 3, 0, 1, 1]),
+            // The form of SSL 2.0.
+            vec![128, 46, 1, 3, 3, 0, 21, 0, 0, 0, 16],
+            vec![128, 62, 1, 3, 1, 0, 21, 0, 16, 0, 16],
         ] {
             assert_eq!(kind(&disguised), "broken");
         }
@@ -254,13 +273,28 @@ mod tests {
             let mut odd = usual.clone();
             odd[1] = major;
             assert_eq!(kind(&odd), "broken", "{major}");
+            for first in 1..6 {
+                let (start, rest) = usual[5..].split_at(first);
+                let record = |part: &[u8]| {
+                    let [high, low] = u16::try_from(part.len()).unwrap().to_be_bytes();
+                    [&[22, major, 1, high, low], part].concat()
+                };
+                let cut = [record(start), record(rest)].concat();
+                assert_eq!(kind(&cut), "broken", "{major} {first}");
+            }
         }
         for other in [
             // Major versions that no server takes.
             &[21, 16, 1, 0, 2, 1, 90][..],
             &[22, 16, 1, 0, 5, 1, 0, 0, 1, 0],
-            // A database's greeting of 278 bytes.
-            &[22, 1, 0, 1, 0x8d, 0xa6, 0xff, 0x01],
+            // Messages of databases, of 276 to 278 bytes: MySQL's with their number, MongoDB's with that of the request.
+            &[20, 1, 0, 1, 0x8d, 0xa6, 0xff, 0x01, 0],
+            &[22, 1, 0, 1, 0x8d, 0xa6, 0xff, 0x01, 0],
+            &[20, 1, 0, 0, 1, 1, 0, 0, 0],
+            &[21, 1, 0, 0, 2, 0, 0, 0, 0],
+            &[21, 1, 0, 0, 2, 1, 0, 0, 0],
+            &[22, 1, 0, 0, 1, 1, 0, 0, 0],
+            &[22, 1, 0, 0, 44, 1, 0, 0, 0],
             // Typed by somebody.
             &[21],
             &[21, 21],
