@@ -175,15 +175,11 @@ async fn two_lengths_never_become_two_requests() {
 #[tokio::test]
 async fn tunnel_to_port_80_is_read_as_http() {
     let upstream = Upstream::plain().await;
-    let Ok(on_80) = Upstream::start(None, ([127, 0, 0, 44], 80).into()).await else {
-        eprintln!("skipped: port 80 cannot be bound");
-        return;
-    };
-    drop(upstream);
+    let proxy = leads_to(upstream.address).await;
     let running = Running::start(|builder| {
         builder
             .policy(Arc::new(Rules::new().allow("http://api.test special-ranges")))
-            .resolve("api.test".parse().unwrap(), vec!["127.0.0.44".parse().unwrap()])
+            .upstream_proxy(proxy)
     })
     .await;
     let mut tunnel = running.connect("api.test:80").await.unwrap();
@@ -192,7 +188,7 @@ async fn tunnel_to_port_80_is_read_as_http() {
         .await
         .unwrap();
     assert!(read_all(&mut tunnel).await.ends_with("ok"));
-    assert_eq!(on_80.last().target, "/x");
+    assert_eq!(upstream.last().target, "/x");
     let fronted = b"GET /y HTTP/1.1\r\nHost: evil.test\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut tunnel, fronted)
         .await
@@ -200,7 +196,7 @@ async fn tunnel_to_port_80_is_read_as_http() {
     assert!(read_all(&mut tunnel).await.starts_with("HTTP/1.1 421"));
     let tunnel = running.connect("api.test:80").await.unwrap();
     assert!(
-        tls(tunnel, &on_80.ca_pem, "api.test", &[]).await.is_err(),
+        tls(tunnel, &upstream.ca_pem, "api.test", &[]).await.is_err(),
         "no TLS on a plain port"
     );
 }

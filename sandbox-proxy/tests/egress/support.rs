@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub use process::{assert_passes, inner_half, told};
 pub use resolvers::{Leads, Scripted};
 pub use streams::{POURED, accept, greets_and_echoes, message};
-pub use upstream::{Frames, Seen, Upstream, certificates, encode, root, server_config};
+pub use upstream::{Frames, Seen, Upstream, certificates, encode, leads_to, root, server_config};
 
 /// The credential that must never be seen by a client.
 pub const SECRET: &str = "sk-test-4f9Zq/x7+Kd_tail";

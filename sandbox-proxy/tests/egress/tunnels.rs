@@ -1,6 +1,5 @@
 //! Opaque tunnels: what may be opened, and what may go through.
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -158,18 +157,14 @@ async fn server_that_speaks_first_and_half_close_work_on_a_named_port() {
     assert_eq!((event.bytes_out, event.outcome.as_str()), (data.len() as u64, ""));
 }
 
-/// Port 443 needs a privilege on many machines; without it this test has nothing to stand on.
 #[tokio::test]
 async fn port_443_carries_nothing_but_tls_for_its_name() {
-    let address = SocketAddr::from(([127, 0, 0, 43], 443));
-    let Ok(upstream) = Upstream::start(Some(&["http/1.1"]), address).await else {
-        eprintln!("skipped: port 443 cannot be bound");
-        return;
-    };
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let proxy = leads_to(upstream.address).await;
     let running = Running::start(|builder| {
         builder
             .policy(Arc::new(Rules::new().allow("api.test special-ranges")))
-            .resolve("api.test".parse().unwrap(), vec![address.ip()])
+            .upstream_proxy(proxy)
     })
     .await;
     let mut tunnel = running.connect("api.test:443").await.unwrap();
@@ -181,9 +176,9 @@ async fn port_443_carries_nothing_but_tls_for_its_name() {
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     let tunnel = running.connect("api.test:443").await.unwrap();
     assert!(tls(tunnel, &upstream.ca_pem, "other.test", &[]).await.is_err());
-    // By address: a hello without a name.
+    // To an address: a hello without a name.
     let tunnel = running.connect("api.test:443").await.unwrap();
-    assert!(tls(tunnel, &upstream.ca_pem, "127.0.0.43", &[]).await.is_err());
+    assert!(tls(tunnel, &upstream.ca_pem, "127.0.0.1", &[]).await.is_err());
     assert!(upstream.seen().is_empty());
     let tunnel = running.connect("api.test:443").await.unwrap();
     let mut client = h1(tls(tunnel, &upstream.ca_pem, "api.test", &[]).await.unwrap()).await;

@@ -18,8 +18,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls_pki_types::PrivatePkcs8KeyDer;
+use sandbox_proxy::UpstreamProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{LOCAL, SECRET, streams};
 
@@ -514,4 +515,35 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     assert!(payload.len() < 126);
     frame.extend_from_slice(payload);
     frame
+}
+
+/// A SOCKS5 proxy (RFC 1928) that leads every connection to one address, whatever port is asked for: some ports take a
+/// privilege to listen on.
+pub async fn leads_to(address: SocketAddr) -> UpstreamProxy {
+    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let proxy = UpstreamProxy::socks5(&listener.local_addr().unwrap().to_string()).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut greeting = [0; 2];
+                client.read_exact(&mut greeting).await?;
+                client.read_exact(&mut vec![0; usize::from(greeting[1])]).await?;
+                client.write_all(&[5, 0]).await?;
+                let mut request = [0; 5];
+                client.read_exact(&mut request).await?;
+                let rest = match request[3] {
+                    1 => 3 + 2,
+                    3 => usize::from(request[4]) + 2,
+                    _ => 15 + 2,
+                };
+                client.read_exact(&mut vec![0; rest]).await?;
+                client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
+                let mut upstream = TcpStream::connect(address).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut upstream).await
+            });
+        }
+    });
+    proxy
 }
