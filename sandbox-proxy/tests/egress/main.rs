@@ -14,6 +14,7 @@ mod floods;
 mod grpc;
 mod hostile;
 mod interception;
+mod keychain;
 mod leaks;
 mod limits;
 mod names;

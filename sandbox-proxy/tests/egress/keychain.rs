@@ -1,0 +1,131 @@
+//! The keychain as a source, against a real Secret Service in a session of its own. Each test runs once more, in a
+//! process that belongs to that session.
+
+use std::sync::Arc;
+
+use sandbox_core::credential::{CredentialError, CredentialSource};
+use sandbox_proxy::sources::{FirstOf, Keychain, Static};
+use sandbox_proxy::{Service, sources};
+
+use crate::sources::{issue, token};
+use crate::support::*;
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[tokio::test]
+async fn stored_entry_is_fetched_and_a_rotated_one_by_the_next_fetch() {
+    if told().is_none() {
+        let session = Session::unlocked();
+        store(&session.variables(), "api", "me", SECRET);
+        return session.passes(
+            module_path!(),
+            "stored_entry_is_fetched_and_a_rotated_one_by_the_next_fetch",
+            "",
+        );
+    }
+    let source = Keychain::new("api", "me");
+    assert_eq!(token(&source).await, SECRET);
+    let shown = format!("{source:?} {}", source.describe());
+    assert!(shown.contains("api") && !holds_secret(&shown), "{shown}");
+    store(&[], "api", "me", "rotated");
+    assert_eq!(token(&source).await, "rotated");
+    let environment = FirstOf::stored_beats_environment(source.clone(), "PATH");
+    assert_eq!(token(&environment).await, "rotated");
+    let before = open_descriptors();
+    for _ in 0..20 {
+        token(&source).await;
+    }
+    assert_eq!(open_descriptors(), before);
+}
+
+#[tokio::test]
+async fn missing_entry_is_not_found_and_the_next_source_is_asked() {
+    if told().is_none() {
+        let session = Session::unlocked();
+        store(&session.variables(), "api", "me", SECRET);
+        return session.passes(
+            module_path!(),
+            "missing_entry_is_not_found_and_the_next_source_is_asked",
+            "",
+        );
+    }
+    for (service, user) in [("api", "you"), ("else", "me"), ("", "")] {
+        let source = Keychain::new(service, user);
+        let error = issue(&source).await.unwrap_err();
+        assert!(matches!(error, CredentialError::NotFound { .. }), "{error:?}");
+        assert!(error.to_string().contains(&source.describe()), "{error}");
+        assert_eq!(token(&FirstOf::new(source).or(Static::new("next"))).await, "next");
+    }
+}
+
+#[tokio::test]
+async fn entries_that_cannot_be_told_apart_or_sent_are_errors_without_their_value() {
+    if told().is_none() {
+        let session = Session::unlocked();
+        let variables = session.variables();
+        store(&variables, "lines", "me", &format!("one\n{SECRET}"));
+        store(&variables, "two", "me", SECRET);
+        store_more(&variables, "two", "me", &["of", "another program"], SECRET);
+        return session.passes(
+            module_path!(),
+            "entries_that_cannot_be_told_apart_or_sent_are_errors_without_their_value",
+            "",
+        );
+    }
+    let error = issue(&Keychain::new("lines", "me")).await.unwrap_err();
+    assert!(matches!(error, CredentialError::Malformed { .. }), "{error:?}");
+    assert!(!holds_secret(&format!("{error:?} {error}")), "{error:?}");
+    let error = issue(&Keychain::new("two", "me")).await.unwrap_err();
+    assert!(!holds_secret(&format!("{error:?} {error}")), "{error:?}");
+}
+
+#[tokio::test]
+async fn no_session_bus_is_an_error() {
+    if told().is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let gone = format!("unix:path={}/bus", directory.path().display());
+        for address in [Some(gone.as_str()), Some("nonsense"), Some(""), None] {
+            let mut inner = inner_half(module_path!(), "no_session_bus_is_an_error", "", "");
+            inner.env("XDG_RUNTIME_DIR", directory.path());
+            match address {
+                Some(address) => inner.env("DBUS_SESSION_BUS_ADDRESS", address),
+                None => inner.env_remove("DBUS_SESSION_BUS_ADDRESS"),
+            };
+            assert_passes(inner);
+        }
+        return;
+    }
+    let either = FirstOf::new(Keychain::new("api", "me")).or(Static::new("another key"));
+    let error = issue(&either).await.unwrap_err();
+    assert!(matches!(error, CredentialError::Failed { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn request_goes_out_with_the_key_of_the_keychain() {
+    if told().is_none() {
+        let session = Session::unlocked();
+        store(&session.variables(), "api", "me", SECRET);
+        return session.passes(
+            module_path!(),
+            "request_goes_out_with_the_key_of_the_keychain",
+            "",
+        );
+    }
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let running = Running::start(|builder| {
+        allowed(builder, &upstream).credential(
+            Service::custom("api").header(&at, "x-api-key"),
+            Arc::new(sources::Keychain::new("api", "me")),
+        )
+    })
+    .await;
+    let echoed = running.get(&at, "/echo").await;
+    assert_eq!(upstream.last().headers["x-api-key"], SECRET);
+    assert!(!holds_secret(&text(&echoed)), "{echoed:?}");
+    store(&[], "api", "me", "rotated");
+    running.get(&at, "/echo").await;
+    assert_eq!(upstream.last().headers["x-api-key"], "rotated");
+}
