@@ -2,13 +2,25 @@
 //! process that belongs to that session.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sandbox_core::credential::{CredentialError, CredentialSource};
-use sandbox_proxy::sources::{FirstOf, Keychain, Static};
+use sandbox_proxy::sources::{FirstOf, Keychain, KeychainError, Static};
 use sandbox_proxy::{Service, sources};
+use tokio::time::timeout;
 
 use crate::sources::{issue, token};
 use crate::support::*;
+
+/// What has not come by then never comes; longer than the source itself waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The error of an entry that cannot be read, which the source says in time, also where it is the first of several.
+async fn failure(source: &Keychain) -> KeychainError {
+    let either = FirstOf::new(source.clone()).or(Static::new("another key"));
+    let error = timeout(PATIENCE, issue(&either)).await.unwrap().unwrap_err();
+    *KeychainError::of(&error).unwrap_or_else(|| panic!("{error:?}"))
+}
 
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -58,6 +70,8 @@ async fn missing_entry_is_not_found_and_the_next_source_is_asked() {
         assert!(error.to_string().contains(&source.describe()), "{error}");
         assert_eq!(token(&FirstOf::new(source).or(Static::new("next"))).await, "next");
     }
+    // No text of the bus.
+    assert_eq!(failure(&Keychain::new("a\0pi", "me")).await, KeychainError::Other);
 }
 
 #[tokio::test]
@@ -77,17 +91,55 @@ async fn entries_that_cannot_be_told_apart_or_sent_are_errors_without_their_valu
     let error = issue(&Keychain::new("lines", "me")).await.unwrap_err();
     assert!(matches!(error, CredentialError::Malformed { .. }), "{error:?}");
     assert!(!holds_secret(&format!("{error:?} {error}")), "{error:?}");
+    assert_eq!(
+        failure(&Keychain::new("two", "me")).await,
+        KeychainError::Ambiguous
+    );
     let error = issue(&Keychain::new("two", "me")).await.unwrap_err();
     assert!(!holds_secret(&format!("{error:?} {error}")), "{error:?}");
 }
 
 #[tokio::test]
-async fn no_session_bus_is_an_error() {
+async fn locked_keychain_is_an_error_and_nobody_is_asked_for_a_password() {
+    if told().is_none() {
+        let mut session = Session::unlocked();
+        store(&session.variables(), "api", "me", SECRET);
+        session.lock();
+        session.passes(
+            module_path!(),
+            "locked_keychain_is_an_error_and_nobody_is_asked_for_a_password",
+            "",
+        );
+        assert!(!session.prompted());
+        return;
+    }
+    let error = failure(&Keychain::new("api", "me")).await;
+    assert_eq!(error, KeychainError::Locked);
+    assert!(error.to_string().contains("unlock it"), "{error}");
+}
+
+#[tokio::test]
+async fn session_without_a_keychain_is_an_error_that_says_so() {
+    if told().is_none() {
+        let session = Session::bare();
+        return session.passes(
+            module_path!(),
+            "session_without_a_keychain_is_an_error_that_says_so",
+            "",
+        );
+    }
+    let error = failure(&Keychain::new("api", "me")).await;
+    assert_eq!(error, KeychainError::NoService);
+    assert!(error.to_string().contains("gnome-keyring"), "{error}");
+}
+
+#[tokio::test]
+async fn no_session_bus_is_an_error_that_says_so() {
     if told().is_none() {
         let directory = tempfile::tempdir().unwrap();
         let gone = format!("unix:path={}/bus", directory.path().display());
         for address in [Some(gone.as_str()), Some("nonsense"), Some(""), None] {
-            let mut inner = inner_half(module_path!(), "no_session_bus_is_an_error", "", "");
+            let mut inner = inner_half(module_path!(), "no_session_bus_is_an_error_that_says_so", "", "");
             inner.env("XDG_RUNTIME_DIR", directory.path());
             match address {
                 Some(address) => inner.env("DBUS_SESSION_BUS_ADDRESS", address),
@@ -97,9 +149,9 @@ async fn no_session_bus_is_an_error() {
         }
         return;
     }
-    let either = FirstOf::new(Keychain::new("api", "me")).or(Static::new("another key"));
-    let error = issue(&either).await.unwrap_err();
-    assert!(matches!(error, CredentialError::Failed { .. }), "{error:?}");
+    let error = failure(&Keychain::new("api", "me")).await;
+    assert_eq!(error, KeychainError::NoSession);
+    assert!(error.to_string().contains("DBUS_SESSION_BUS_ADDRESS"), "{error}");
 }
 
 #[tokio::test]

@@ -30,9 +30,16 @@ impl Session {
     pub fn bare() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
+        std::fs::create_dir(at.join("services")).unwrap();
+        // Who is asked for a password leaves a trace, and no answer for as long as a service may take to start.
+        let prompter = format!(
+            "[D-BUS Service]\nName=org.gnome.keyring.SystemPrompter\nExec=/bin/sh -c 'touch {}; exec sleep 60'\n",
+            at.join("prompted").display()
+        );
+        std::fs::write(at.join("services/prompter.service"), prompter).unwrap();
         let config = format!(
             "<busconfig><type>session</type><listen>unix:path={0}/bus</listen><auth>EXTERNAL</auth>\
-             <policy context=\"default\">\
+             <servicedir>{0}/services</servicedir><policy context=\"default\">\
              <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/>\
              </policy></busconfig>",
             at.display()
@@ -61,6 +68,12 @@ impl Session {
         let mut session = Self::bare();
         session.start_keychain(Some(PASSWORD));
         session
+    }
+
+    /// Closes the keychain: its service anew, in a session that began without a password.
+    pub fn lock(&mut self) {
+        end(&mut self.keychain);
+        self.start_keychain(None);
     }
 
     fn start_keychain(&mut self, password: Option<&[u8]>) {
@@ -93,6 +106,11 @@ impl Session {
     /// What makes a process belong to this session.
     pub fn variables(&self) -> [Variable; 3] {
         variables(self.directory.path())
+    }
+
+    /// Whether somebody was asked for a password.
+    pub fn prompted(&self) -> bool {
+        self.directory.path().join("prompted").exists()
     }
 
     /// Runs this test of this module once more, in a process that belongs to the session. It must pass.
