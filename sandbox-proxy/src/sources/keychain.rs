@@ -50,6 +50,9 @@ pub enum KeychainError {
     /// Nothing in the session keeps secrets (Linux).
     #[error("this session has no keychain: start a Secret Service, for instance gnome-keyring")]
     NoService,
+    /// It did not answer in time.
+    #[error("the keychain does not answer: see whether it waits for you, or start it anew")]
+    TooSlow,
     /// Several entries have this service and user.
     #[error("several entries of the keychain have this service and user: delete all but one")]
     Ambiguous,

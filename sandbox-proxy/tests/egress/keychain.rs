@@ -1,13 +1,15 @@
 //! The keychain as a source, against a real Secret Service in a session of its own. Each test runs once more, in a
 //! process that belongs to that session.
 
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use sandbox_core::credential::{CredentialError, CredentialSource};
 use sandbox_proxy::sources::{FirstOf, Keychain, KeychainError, Static};
 use sandbox_proxy::{Service, sources};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::sources::{issue, token};
 use crate::support::*;
@@ -152,6 +154,94 @@ async fn no_session_bus_is_an_error_that_says_so() {
     let error = failure(&Keychain::new("api", "me")).await;
     assert_eq!(error, KeychainError::NoSession);
     assert!(error.to_string().contains("DBUS_SESSION_BUS_ADDRESS"), "{error}");
+}
+
+/// What came of asking a keychain that says nothing.
+struct GivenUp {
+    error: Option<CredentialError>,
+    /// Whether a runtime could end in which one had asked.
+    runtime_ended: bool,
+}
+
+impl GivenUp {
+    /// Asks; the runtime does other things meanwhile.
+    async fn after_asking(source: &Keychain) -> Self {
+        let (ended, end) = mpsc::channel();
+        // Not a clone, which would wait for the other's turn.
+        let asking = Keychain::new("api", "me");
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let asked = runtime.block_on(async { timeout(Duration::from_secs(1), issue(&asking)).await });
+            drop(runtime);
+            ended.send(asked.is_err()).unwrap();
+        });
+        let others = async {
+            for _ in 0..100 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let asked = issue(source);
+        tokio::pin!(asked);
+        tokio::select! {
+            biased;
+            early = &mut asked => panic!("{early:?}"),
+            () = others => {}
+        }
+        let error = timeout(PATIENCE, asked)
+            .await
+            .ok()
+            .map(|asked| asked.unwrap_err());
+        let runtime_ended = end.recv_timeout(PATIENCE).unwrap_or(false);
+        Self { error, runtime_ended }
+    }
+
+    fn assert_well(self) {
+        let error = self.error.expect("it is waited for in vain");
+        assert_eq!(
+            KeychainError::of(&error),
+            Some(&KeychainError::TooSlow),
+            "{error:?}"
+        );
+        assert!(self.runtime_ended);
+    }
+}
+
+#[tokio::test]
+async fn keychain_that_hangs_is_given_up_and_asked_again() {
+    let Some(told) = told() else {
+        let session = Session::unlocked();
+        store(&session.variables(), "api", "me", SECRET);
+        session.hold_keychain();
+        let test = "keychain_that_hangs_is_given_up_and_asked_again";
+        return session.passes(module_path!(), test, &session.keychain().to_string());
+    };
+    let source = Keychain::new("api", "me");
+    let given_up = GivenUp::after_asking(&source).await;
+    // Also where a thread would wait for it for ever.
+    go_on(told.to_str().unwrap().parse().unwrap());
+    given_up.assert_well();
+    assert_eq!(token(&source).await, SECRET);
+}
+
+#[tokio::test]
+async fn bus_that_says_nothing_is_given_up() {
+    let Some(told) = told() else {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus");
+        let mut inner = inner_half(module_path!(), "bus_that_says_nothing_is_given_up", "", &path);
+        inner.env(
+            "DBUS_SESSION_BUS_ADDRESS",
+            format!("unix:path={}", path.display()),
+        );
+        return assert_passes(inner);
+    };
+    let silent = UnixListener::bind(told).unwrap();
+    let given_up = GivenUp::after_asking(&Keychain::new("api", "me")).await;
+    drop(silent);
+    given_up.assert_well();
 }
 
 #[tokio::test]

@@ -1,14 +1,20 @@
 //! The Secret Service of a Linux desktop (freedesktop.org, draft 0.2), as gnome-keyring, KWallet and KeePassXC have it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use secret_service::{EncryptionType, Error, SecretService};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use zbus::Connection;
 use zeroize::Zeroizing;
 
 use super::KeychainError;
 use crate::defence;
+
+/// Protects requests from a service that hangs; one that the bus has to start first takes a second or two.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the bus answers where it knows of no service; there are more below.
 const NOT_STARTED: [&str; 2] = [
@@ -24,9 +30,25 @@ const LOCKED: &str = "org.freedesktop.Secret.Error.IsLocked";
 
 /// The entry of this service and user, if there is one.
 pub(super) async fn read(service: String, user: String) -> Result<Option<Zeroizing<Vec<u8>>>, KeychainError> {
+    // Whoever waits holds one end. Without it the thread ends, too: a runtime that ends waits for its threads.
+    let (_waiting, gone) = oneshot::channel::<()>();
     let runtime = Handle::current();
     // A thread: the exchange of keys computes for some milliseconds.
-    let read = tokio::task::spawn_blocking(move || runtime.block_on(look_up(&service, &user))).await;
+    let read = tokio::task::spawn_blocking(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = gone, if defence::holds("keychain-thread-ends") => Err(KeychainError::TooSlow),
+                read = look_up(&service, &user) => read,
+            }
+        })
+    });
+    let read = if defence::holds("keychain-time-limit") {
+        timeout(READ_LIMIT, read)
+            .await
+            .map_err(|_| KeychainError::TooSlow)?
+    } else {
+        read.await
+    };
     read.unwrap_or(Err(KeychainError::Other))
 }
 

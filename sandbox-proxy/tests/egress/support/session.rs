@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::process::{assert_passes, inner_half};
@@ -103,6 +104,16 @@ impl Session {
         }
     }
 
+    /// The process that keeps the keychain.
+    pub fn keychain(&self) -> i32 {
+        pid(self.keychain.as_ref().unwrap()).as_raw_nonzero().get()
+    }
+
+    /// Makes the keychain hang, until somebody calls [`go_on`].
+    pub fn hold_keychain(&self) {
+        kill_process(pid(self.keychain.as_ref().unwrap()), Signal::STOP).unwrap();
+    }
+
     /// What makes a process belong to this session.
     pub fn variables(&self) -> [Variable; 3] {
         variables(self.directory.path())
@@ -127,6 +138,11 @@ impl Drop for Session {
         let _ = self.bus.kill();
         let _ = self.bus.wait();
     }
+}
+
+/// Ends what [`Session::hold_keychain`] began.
+pub fn go_on(keychain: i32) {
+    kill_process(Pid::from_raw(keychain).unwrap(), Signal::CONT).unwrap();
 }
 
 /// Stores an entry as people do, in the session of these variables; without any, in the one of this process.
@@ -175,6 +191,10 @@ fn start(command: &mut Command) -> Child {
             command.get_program()
         )
     })
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
 }
 
 fn end(child: &mut Option<Child>) {
