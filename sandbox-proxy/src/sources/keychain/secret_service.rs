@@ -70,7 +70,12 @@ async fn look_up(service: &str, user: &str) -> Result<Option<Zeroizing<Vec<u8>>>
             }
             Err(KeychainError::Locked)
         }
-        ([], []) => Ok(None),
+        // Some services know nothing of what is in a locked collection.
+        ([], []) => match keychain.get_default_collection().await {
+            Ok(entries) if entries.is_locked().await.map_err(why)? => Err(KeychainError::Locked),
+            Ok(_) | Err(Error::NoResult) => Ok(None),
+            Err(error) => Err(why(error)),
+        },
         _ => Err(KeychainError::Ambiguous),
     }
 }
