@@ -24,13 +24,16 @@ use crate::{
 /// The tests that run directly also where guests are slow: those in modules, or with names, that begin so.
 const CORE: &str = "core";
 
-/// Programs that tests run on this machine, as peers of the proxy and in sandboxes that are processes.
-const PEERS: [&str; 12] = [
+/// Programs that tests run on this machine, as peers of the proxy, as its keychain, and in sandboxes that are processes.
+const PEERS: [&str; 15] = [
     "bind9-dnsutils",
     "curl",
+    "dbus-daemon",
     "default-jdk-headless",
     "dropbear-bin",
     "git",
+    "gnome-keyring",
+    "libsecret-tools",
     "microsocks",
     "openssh-client",
     "openssl",

@@ -22,7 +22,7 @@ pub use first_of::FirstOf;
 pub use fixed::Static;
 pub use kept::Kept;
 #[cfg(feature = "keyring")]
-pub use keychain::Keychain;
+pub use keychain::{Keychain, KeychainError};
 pub use oauth::{OAuth2, OAuthError};
 
 use sandbox_core::credential::{CredentialError, Issued, SecretString};

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use super::http::{Http, HttpError, Plain};
 use super::kept::MARGIN;
-use super::shared::{Keep, Shared};
+use super::shared::{Keep, Shared, cause};
 use crate::defence;
 
 /// How long a token is kept that came without `expires_in`.
@@ -134,15 +134,7 @@ pub enum OAuthError {
 impl OAuthError {
     /// The one that an error of [`OAuth2`] holds, if it holds one.
     pub fn of(error: &CredentialError) -> Option<&Self> {
-        let CredentialError::Failed { cause, .. } = error else {
-            return None;
-        };
-        // Requests that waited share it.
-        type Shared = Arc<dyn std::error::Error + Send + Sync>;
-        let shared = cause.downcast_ref::<Shared>();
-        cause
-            .downcast_ref()
-            .or_else(|| shared.and_then(|cause| cause.downcast_ref()))
+        cause(error)
     }
 }
 

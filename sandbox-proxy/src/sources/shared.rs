@@ -94,6 +94,18 @@ impl Shared {
     }
 }
 
+/// The cause of this type, of a source that failed.
+pub(super) fn cause<E: std::error::Error + 'static>(error: &CredentialError) -> Option<&E> {
+    let CredentialError::Failed { cause, .. } = error else {
+        return None;
+    };
+    // Requests that waited share it.
+    let shared = cause.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>();
+    cause
+        .downcast_ref()
+        .or_else(|| shared.and_then(|cause| cause.downcast_ref()))
+}
+
 /// What an earlier run gave, if that will do.
 fn earlier(
     last: &mut OwnedMutexGuard<Option<Run>>,

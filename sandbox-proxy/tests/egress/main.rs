@@ -16,6 +16,7 @@ mod hellos;
 mod hostile;
 mod huge;
 mod interception;
+mod keychain;
 mod leaks;
 mod limits;
 mod memory;

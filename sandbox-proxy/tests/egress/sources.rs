@@ -97,7 +97,7 @@ async fn read_request(stream: &mut tokio::net::TcpStream) -> String {
     text
 }
 
-async fn issue(source: &dyn CredentialSource) -> Result<Issued, CredentialError> {
+pub async fn issue(source: &dyn CredentialSource) -> Result<Issued, CredentialError> {
     let sandbox = "one".parse().unwrap();
     let request = CredentialRequest {
         sandbox: &sandbox,
@@ -107,7 +107,7 @@ async fn issue(source: &dyn CredentialSource) -> Result<Issued, CredentialError>
     source.fetch(&request).await
 }
 
-async fn token(source: &dyn CredentialSource) -> String {
+pub async fn token(source: &dyn CredentialSource) -> String {
     match issue(source).await.unwrap().credential {
         Credential::Bearer(text) | Credential::Token(text) => text.expose_secret().to_owned(),
         other => panic!("{other:?}"),

@@ -3,6 +3,7 @@
 mod git;
 mod process;
 mod resolvers;
+mod session;
 mod streams;
 mod upstream;
 
@@ -27,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use process::{assert_passes, inner_half, told};
 pub use resolvers::{Leads, Scripted};
+pub use session::{Session, go_on, store, store_more};
 pub use streams::{POURED, accept, greets_and_echoes, message};
 pub use upstream::{Frames, Seen, Upstream, certificates, encode, leads_to, root, server_config};
 
