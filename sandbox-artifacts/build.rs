@@ -24,7 +24,13 @@ const RECIPES: &[(&str, &[&str])] = &[
             "guest/kernel/interpreted-boot.patch",
         ],
     ),
-    ("RECIPE_KERNEL_HOST", &["guest/kernel/host.config"]),
+    (
+        "RECIPE_KERNEL_HOST",
+        &[
+            "guest/kernel/host.config",
+            "guest/kernel/emulated-injection.patch",
+        ],
+    ),
     (
         "RECIPE_AGENT",
         &[

@@ -48,8 +48,8 @@ cgroup2 /mnt/root/sys/fs/cgroup cgroup2 defaults 0 0
 /// Memory by default, where the machine has twice as much.
 const MEMORY_MIB: u64 = 6144;
 
-/// QEMU's buffer of translated code in MiB; it takes no larger one. When it is full it is emptied, and QEMU 7.2 then now
-/// and then lets an interrupt in where a guest has them off, which breaks the guest: best is never to fill it.
+/// QEMU's buffer of translated code in MiB; it takes no larger one. When it is full it is emptied, and everything is
+/// translated again.
 const MAX_TRANSLATIONS_MIB: u64 = 2047;
 
 /// End of the console that is shown when the host dies.
@@ -123,15 +123,12 @@ impl Host {
         let mut qemu = qemu.spawn().map_err(TaskError::start("qemu-system-x86_64"))?;
         let errors = qemu.stderr.take();
         let errors = thread::spawn(move || errors.map(|from| copy(from, &mut io::stderr())));
-        let spoke = qemu
-            .stdout
-            .take()
-            .is_none_or(|from| copy_patiently(from, stdout, self.patience));
-        if !spoke {
-            eprintln!(
-                "the emulated host hangs: nothing came from it for {:?}",
-                self.patience
-            );
+        let heard = match qemu.stdout.take() {
+            Some(from) => copy_patiently(from, stdout, self.patience),
+            None => Ok(()),
+        };
+        if let Err(why) = heard {
+            eprintln!("the emulated host is ended: {why}");
             // It may have ended just now.
             let _ = qemu.kill();
         }
@@ -206,7 +203,7 @@ impl Host {
             ]);
         }
         let mut line = OsString::from(
-            "console=ttyS0 quiet reboot=t panic=-1 noreplace-smp root=root rootfstype=9p \
+            "console=ttyS0 quiet reboot=t oops=panic panic=-1 noreplace-smp root=root rootfstype=9p \
              rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose ro init=",
         );
         line.push(control.join("first.sh"));
@@ -319,16 +316,21 @@ fn settings(out: Option<&Path>) -> Vec<u8> {
     [format!("now={now}\nout=").as_bytes(), &out, b"\n"].concat()
 }
 
-/// Copies until the end, or until nothing has come for as long as `patience`: then `false`.
-fn copy_patiently(mut from: ChildStdout, to: &mut dyn Write, patience: Option<Duration>) -> bool {
+/// Copies until the end, until nothing has come for as long as `patience`, or until the reader takes no more.
+fn copy_patiently(mut from: ChildStdout, to: &mut dyn Write, patience: Option<Duration>) -> io::Result<()> {
     let mut buffer = [0; 64 << 10];
-    while patience.is_none_or(|patience| readable(&from, patience)) {
+    loop {
+        if let Some(patience) = patience
+            && !readable(&from, patience)
+        {
+            return Err(io::Error::other(format!("nothing came from it for {patience:?}")));
+        }
         let Ok(length @ 1..) = from.read(&mut buffer) else {
-            return true;
+            return Ok(());
         };
-        copy(buffer.get(..length).unwrap_or_default(), to);
+        to.write_all(buffer.get(..length).unwrap_or_default())?;
+        to.flush()?;
     }
-    false
 }
 
 /// Whether there is something to read, or its end, within a time.
@@ -403,7 +405,7 @@ mod tests {
                 .expect("sh");
             let mut said = Vec::new();
             let stdout = child.stdout.take().expect("a pipe");
-            assert_eq!(copy_patiently(stdout, &mut said, patience), in_time);
+            assert_eq!(copy_patiently(stdout, &mut said, patience).is_ok(), in_time);
             assert!(said.starts_with(b"a\n"));
             let _ = child.kill();
             let _ = child.wait();

@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod emulated;
 mod error;
 mod fuzz;
 mod host;

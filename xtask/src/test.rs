@@ -1,11 +1,9 @@
 //! `cargo xtask test`: every test, where it can run, and a count of what ran where at the end.
 
 use std::{
-    ffi::OsString,
     io::{self, Write},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
-    time::Duration,
 };
 
 use sandbox_artifacts::{
@@ -15,8 +13,8 @@ use sandbox_artifacts::{
 
 use crate::{
     cargo::{cargo, compile},
+    emulated,
     error::TaskError,
-    host::Host,
     machine::HostKind,
     progress::Terminal,
 };
@@ -49,27 +47,23 @@ const PEER_PACKAGES: &str = concat!(
     "/../sandbox-proxy/tests/egress/clients/set_up.sh"
 );
 
-/// Tests at once in the emulated host.
-const THREADS_EMULATED: &str = "2";
-
-/// The emulated host is hung when its tests write nothing for so long; the slowest takes half a minute on a quiet
-/// machine.
-const HUNG_EMULATED: Duration = Duration::from_secs(600);
-
-/// What tests say of a guest that the emulated processor broke, see [`emulated`]: it stopped, or it never said a word.
-const BROKEN_GUEST: [&str; 2] = [
-    "the guest stopped: triple fault",
-    "--- last lines of its console ---\n\n",
-];
-
 /// Tests of one group in one place.
 #[derive(Debug, Default, PartialEq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    /// Programs that ended without a result line, or could not be run.
-    broken: u64,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+    /// Programs that ended without a result line, or could not be run; tests that never ended.
+    pub(crate) broken: u64,
+}
+
+impl Count {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.broken += other.broken;
+    }
 }
 
 pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode, TaskError> {
@@ -99,14 +93,19 @@ pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode,
         )),
         HostKind::Emulated => {}
     }
+    let mut broken = 0;
     if kind != HostKind::Hardware {
-        rows.push((
-            "end-to-end, all",
-            "the emulated host",
-            emulated(terminal, &end_to_end, filter)?,
-        ));
+        let count;
+        (count, broken) = emulated::run(terminal, &end_to_end, filter)?;
+        rows.push(("end-to-end, all", "the emulated host", count));
     }
-    Ok(report(&rows))
+    let code = report(&rows);
+    if broken > 0 {
+        println!(
+            "The emulated host, or a guest's processor in it, broke {broken} times; what that took was run again."
+        );
+    }
+    Ok(code)
 }
 
 /// A failure is told by the tests that need them, with its cause.
@@ -223,82 +222,12 @@ fn here(programs: &[PathBuf], filter: Option<&str>, one_at_a_time: bool) -> Resu
     Ok(sum(counts))
 }
 
-fn emulated(terminal: &Terminal, programs: &[PathBuf], filter: Option<&str>) -> Result<Count, TaskError> {
-    let mut counts = Vec::new();
-    for program in programs {
-        let mut host = Host::set_up(terminal)?;
-        host.env.push((
-            "CARGO_MANIFEST_DIR".into(),
-            concat!(env!("CARGO_MANIFEST_DIR"), "/..").into(),
-        ));
-        let mut command: Vec<OsString> = vec![program.into()];
-        command.extend(filter.map(OsString::from));
-        command.extend(["--test-threads".into(), THREADS_EMULATED.into()]);
-        host.patience = Some(HUNG_EMULATED);
-        let (mut output, mut ended) = run_emulated(&host, &command);
-        // Emulated processors that run in parallel fail now and then when they run guests of their own: the host dies,
-        // or a guest's. What a sandbox does to its host, or our VMM to a guest, would happen again.
-        let mut passed_before = 0;
-        if let Err(error @ TaskError::HostDied { .. }) = &ended {
-            eprintln!("{error}\nThe host failed, not a test: once more, from the beginning.");
-            (output, ended) = run_emulated(&host, &command);
-        } else if let Some(how) = BROKEN_GUEST.iter().find(|how| output.contains(**how)) {
-            let failed = failed(&output);
-            eprintln!(
-                "A guest's processor failed ({}). Once more: {}",
-                how.trim(),
-                failed.join(", ")
-            );
-            passed_before = parse(&output).passed;
-            let mut again: Vec<OsString> = vec![program.into(), "--exact".into()];
-            again.extend(failed.iter().map(OsString::from));
-            again.extend(["--test-threads".into(), THREADS_EMULATED.into()]);
-            (output, ended) = run_emulated(&host, &again);
-            // All of them, and nothing else.
-            let count = parse(&output);
-            if count.passed + count.failed != failed.len() as u64 {
-                eprintln!("Not all of them could be run again.");
-                passed_before = 0;
-                ended = ended.map(|code| code.max(1));
-            }
-        }
-        let mut count = parse(&output);
-        count.passed += passed_before;
-        match ended {
-            Ok(0) => {}
-            Ok(_) if count.failed > 0 => {}
-            Ok(_) => count.broken += 1,
-            Err(error) => {
-                eprintln!("{error}");
-                count.broken += 1;
-            }
-        }
-        counts.push(count);
-    }
-    Ok(sum(counts))
-}
-
-/// The names of the tests that failed.
-fn failed(output: &str) -> Vec<String> {
-    let lines = output.lines().filter_map(|line| line.strip_suffix(" ... FAILED"));
-    // Something without a line end may be in front of it.
-    lines
-        .filter_map(|line| Some(line.split_once("test ")?.1.to_owned()))
-        .collect()
-}
-
-fn run_emulated(host: &Host, command: &[OsString]) -> (String, Result<u8, TaskError>) {
-    let mut output = Shown(Vec::new());
-    let ended = host.run_into(command, &mut output);
-    (String::from_utf8_lossy(&output.0).into_owned(), ended)
-}
-
 /// Runs a test program, shows its output and counts its results.
 fn counted(test: &mut Command) -> Result<(Count, bool), TaskError> {
     let program = test.get_program().to_string_lossy().into_owned();
     test.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = test.spawn().map_err(TaskError::start(&program))?;
-    let mut output = Shown(Vec::new());
+    let mut output = Shown::default();
     if let Some(mut from) = child.stdout.take() {
         io::copy(&mut from, &mut output).map_err(TaskError::start(&program))?;
     }
@@ -307,7 +236,8 @@ fn counted(test: &mut Command) -> Result<(Count, bool), TaskError> {
 }
 
 /// Shows what is written and keeps it.
-struct Shown(Vec<u8>);
+#[derive(Default)]
+pub(crate) struct Shown(pub(crate) Vec<u8>);
 
 impl Write for Shown {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
@@ -349,23 +279,14 @@ fn parse(output: &str) -> Count {
 }
 
 fn sum(counts: impl IntoIterator<Item = Count>) -> Count {
-    counts.into_iter().fold(Count::default(), |sum, count| Count {
-        passed: sum.passed + count.passed,
-        failed: sum.failed + count.failed,
-        ignored: sum.ignored + count.ignored,
-        broken: sum.broken + count.broken,
-    })
+    let mut sum = Count::default();
+    counts.into_iter().for_each(|count| sum.add(&count));
+    sum
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn failed_tests_are_known_by_name() {
-        let output = "running 3 tests\ntest a::one ... ok\ntest a::two ... FAILED\nnoise test three ... FAILED\n\nfailures:\n    a::two\n";
-        assert_eq!(failed(output), ["a::two", "three"]);
-    }
 
     #[test]
     fn results_of_all_programs_are_added() {
