@@ -82,6 +82,21 @@ impl Keychain {
     }
 }
 
+/// What a thread that reads says, if it does in time.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+async fn in_time<T>(
+    read: tokio::task::JoinHandle<T>,
+    limit: std::time::Duration,
+) -> Result<T, KeychainError> {
+    let read = if crate::defence::holds("keychain-time-limit") {
+        let in_time = tokio::time::timeout(limit, read).await;
+        in_time.map_err(|_| KeychainError::TooSlow)?
+    } else {
+        read.await
+    };
+    read.map_err(|_| KeychainError::Other)
+}
+
 #[async_trait]
 impl CredentialSource for Keychain {
     fn describe(&self) -> String {

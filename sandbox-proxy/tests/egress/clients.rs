@@ -197,13 +197,7 @@ async fn openssl_sees_a_chain_that_it_can_verify() {
 async fn git_clones_over_https_with_a_token_it_never_has() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let at = upstream.at("api.test");
-    let running = Running::start(|builder| {
-        allowed(builder, &upstream).credential(
-            Service::custom("git").basic(&at, "x-access-token"),
-            Arc::new(sources::Static::new(SECRET)),
-        )
-    })
-    .await;
+    let running = Running::serving(&upstream, Service::custom("git").basic(&at, "x-access-token")).await;
     let directory = tempfile::tempdir().unwrap();
     let at_path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let (work, bare, clone) = (at_path("work"), at_path("bare.git"), at_path("clone"));

@@ -93,13 +93,7 @@ async fn coded_response_is_refused_since_nobody_can_look_into_it() {
 async fn basic_credentials_are_scrubbed_as_pair_and_as_password() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let at = upstream.at("api.test");
-    let running = Running::start(|builder| {
-        allowed(builder, &upstream).credential(
-            Service::custom("git").basic(&at, "x-access-token"),
-            Arc::new(sources::Static::new(SECRET)),
-        )
-    })
-    .await;
+    let running = Running::serving(&upstream, Service::custom("git").basic(&at, "x-access-token")).await;
     let response = running.get(&at, "/echo").await;
     assert!(!holds_secret(&text(&response)), "{}", text(&response));
     let sent = upstream.last().headers["authorization"]

@@ -18,14 +18,6 @@ fn basic(pair: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(pair))
 }
 
-fn with(builder: ProxyBuilder, upstream: &Upstream, service: Service) -> ProxyBuilder {
-    allowed(builder, upstream).credential(service, Arc::new(sources::Static::new(SECRET)))
-}
-
-async fn start(upstream: &Upstream, service: Service) -> Running {
-    Running::start(|builder| with(builder, upstream, service)).await
-}
-
 /// As [`allowed`], with `other.test` beside.
 fn both(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
     let rules = ["api.test", "other.test"].map(|name| format!("{} special-ranges", upstream.at(name)));
@@ -53,11 +45,11 @@ fn get(at: &str, path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
 #[tokio::test]
 async fn placeholders_differ_between_sandboxes_and_can_be_kept() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
-    let one = start(&upstream, Service::anthropic()).await;
-    let other = start(&upstream, Service::anthropic()).await;
+    let one = Running::serving(&upstream, Service::anthropic()).await;
+    let other = Running::serving(&upstream, Service::anthropic()).await;
     let fork = Running::start(|builder| {
         let tag = one.proxy.placeholder_tag().clone();
-        with(builder, &upstream, Service::anthropic()).placeholder_tag(tag)
+        with_service(allowed(builder, &upstream), Service::anthropic()).placeholder_tag(tag)
     })
     .await;
     let of = |running| placeholder(running, "ANTHROPIC_API_KEY");
@@ -77,7 +69,7 @@ async fn placeholder_is_replaced_in_the_places_of_its_service_and_nowhere_else()
             .also_strips("x-api-key")
             .also_strips_parameter("key")
             .environment("API_KEY", "sk-holder-{unique}");
-        let running = start(&upstream, service).await;
+        let running = Running::serving(&upstream, service).await;
         let holder = placeholder(&running, "API_KEY");
         let mut client = running.h1(&at).await;
         for (header, sent, wanted) in [
@@ -297,7 +289,7 @@ async fn clients_own_credentials_never_go_out_beside_the_managed_one() {
         let service = Service::custom("api")
             .header(&at, "x-api-key")
             .also_strips_parameter("api_key");
-        let running = start(&upstream, service).await;
+        let running = Running::serving(&upstream, service).await;
         let path = "/?api_key=mine&API%5FKEY=mine&api.key=mine&q=1";
         let own = [
             ("x-api-key", "mine"),
@@ -375,7 +367,7 @@ async fn sessions_that_a_credential_opens_stay_on_the_host() {
     let service = Service::custom("api")
         .bearer(&at)
         .client_credential(ClientCredential::Pass);
-    let own = start(&upstream, service).await;
+    let own = Running::serving(&upstream, service).await;
     let mut client = own.h1(&at).await;
     let request = get(
         &at,
@@ -419,7 +411,7 @@ async fn record_says_why_there_is_a_credential_or_none() {
         ),
         ("reject", "/v1/d", own, None, "which the service rejects"),
     ] {
-        let running = start(&upstream, definition(mode)).await;
+        let running = Running::serving(&upstream, definition(mode)).await;
         let mut client = running.h1(&at).await;
         send(&mut client, get(&at, path, headers)).await;
         let event = running
@@ -489,11 +481,11 @@ async fn record_says_why_there_is_a_credential_or_none() {
 async fn git_clones_and_pushes_with_every_way_to_say_a_placeholder() {
     let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
     let at = upstream.at("api.test");
-    let running = start(&upstream, Service::github().moved("github.com", &at)).await;
+    let running = Running::serving(&upstream, Service::github().moved("github.com", &at)).await;
     let in_place = Service::custom("git")
         .in_place(&at)
         .environment("GH_TOKEN", "ghp_holder{unique}");
-    let in_place = start(&upstream, in_place).await;
+    let in_place = Running::serving(&upstream, in_place).await;
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let git = async |running: &Running, arguments: &[&str]| {
@@ -596,7 +588,7 @@ async fn python_requests_sends_its_placeholder_in_every_way() {
         .also_strips_parameter("key")
         .environment("API_KEY", "sk-holder-{unique}")
         .client_credential(ClientCredential::Reject);
-    let running = start(&upstream, service).await;
+    let running = Running::serving(&upstream, service).await;
     let url = format!("https://{at}");
     let output = run(&running, "python3", &["-c", REQUESTS, &url]).await;
     let told = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -107,6 +107,11 @@ impl Running {
         Self::start(|builder| with_credential(allowed(builder, upstream), upstream)).await
     }
 
+    /// Its hosts are allowed, and requests to this service of its get [`SECRET`].
+    pub async fn serving(upstream: &Upstream, service: Service) -> Self {
+        Self::start(|builder| with_service(allowed(builder, upstream), service)).await
+    }
+
     /// As [`managed`](Self::managed); over plain HTTP, these names are allowed at another upstream.
     pub async fn beside(upstream: &Upstream, plain: &Upstream, names: &[&str]) -> Self {
         Self::start(|builder| {
@@ -240,10 +245,15 @@ pub fn allowed(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
 
 /// The secret in `x-api-key` for `api.test`.
 pub fn with_credential(builder: ProxyBuilder, upstream: &Upstream) -> ProxyBuilder {
-    builder.credential(
+    with_service(
+        builder,
         Service::custom("api").header(&upstream.at("api.test"), "x-api-key"),
-        Arc::new(sources::Static::new(SECRET)),
     )
+}
+
+/// [`SECRET`] for requests to a service.
+pub fn with_service(builder: ProxyBuilder, service: Service) -> ProxyBuilder {
+    builder.credential(service, Arc::new(sources::Static::new(SECRET)))
 }
 
 pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;

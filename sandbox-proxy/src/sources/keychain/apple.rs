@@ -5,11 +5,9 @@ use std::time::Duration;
 use apple_native_keyring_store::keychain::Store;
 use keyring_core::Error;
 use keyring_core::api::CredentialStoreApi;
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::KeychainError;
-use crate::defence;
+use super::{KeychainError, in_time};
 
 /// Protects requests from a question that nobody answers; time enough for somebody who is there.
 const READ_LIMIT: Duration = Duration::from_secs(60);
@@ -20,18 +18,11 @@ pub(super) async fn read(service: String, user: String) -> Result<Option<Zeroizi
         let entry = Store::new()?.build(&service, &user, None)?;
         entry.get_secret().map(Zeroizing::new)
     });
-    let read = if defence::holds("keychain-time-limit") {
-        timeout(READ_LIMIT, read)
-            .await
-            .map_err(|_| KeychainError::TooSlow)?
-    } else {
-        read.await
-    };
-    match read {
-        Ok(Ok(text)) => Ok(Some(text)),
-        Ok(Err(Error::NoEntry)) => Ok(None),
-        Ok(Err(Error::NoStorageAccess(_) | Error::PlatformFailure(_))) => Err(KeychainError::Locked),
-        Ok(Err(Error::Ambiguous(_))) => Err(KeychainError::Ambiguous),
-        Ok(Err(_)) | Err(_) => Err(KeychainError::Other),
+    match in_time(read, READ_LIMIT).await? {
+        Ok(text) => Ok(Some(text)),
+        Err(Error::NoEntry) => Ok(None),
+        Err(Error::NoStorageAccess(_) | Error::PlatformFailure(_)) => Err(KeychainError::Locked),
+        Err(Error::Ambiguous(_)) => Err(KeychainError::Ambiguous),
+        Err(_) => Err(KeychainError::Other),
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 use secret_service::{EncryptionType, Error, SecretService};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 use zbus::Connection;
 use zeroize::Zeroizing;
 
-use super::KeychainError;
+use super::{KeychainError, in_time};
 use crate::defence;
 
 /// Protects requests from a service that hangs; one that the bus has to start first takes a second or two.
@@ -42,14 +41,7 @@ pub(super) async fn read(service: String, user: String) -> Result<Option<Zeroizi
             }
         })
     });
-    let read = if defence::holds("keychain-time-limit") {
-        timeout(READ_LIMIT, read)
-            .await
-            .map_err(|_| KeychainError::TooSlow)?
-    } else {
-        read.await
-    };
-    read.unwrap_or(Err(KeychainError::Other))
+    in_time(read, READ_LIMIT).await?
 }
 
 async fn look_up(service: &str, user: &str) -> Result<Option<Zeroizing<Vec<u8>>>, KeychainError> {
