@@ -173,11 +173,23 @@ fn edits(text: &[u8], run: usize, escapes: Escapes) -> Vec<Edit> {
             return edits;
         };
         if at >= from
+            && may_begin(text, at)
             && let Some(edit) = edit_at(text, at, run, escapes)
         {
             from = at + edit.length;
             edits.push(edit);
         }
+    }
+}
+
+/// Whether an escape can begin here, by its first two bytes: in compressed data, most do not.
+#[inline]
+fn may_begin(text: &[u8], at: usize) -> bool {
+    let second = text.get(at + 1).copied().unwrap_or_default();
+    match text.get(at) {
+        Some(b'%') => second.is_ascii_hexdigit(),
+        Some(b'&') => second == b'#' || second.is_ascii_lowercase(),
+        _ => true,
     }
 }
 
