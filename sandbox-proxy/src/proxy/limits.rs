@@ -59,7 +59,8 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 pub(crate) const HEAD_BYTES_H2: u32 = 64 << 10;
 /// From the first byte of a request to the end of its head, and between requests: a slow sender holds a stream.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(60);
-/// From the answer to CONNECT to a whole client hello, and for the handshake after it.
+/// From the answer to CONNECT to a whole client hello, and as much for each handshake after it: with upstream, then with
+/// the client.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(20);
 /// For the resolver.
 pub(crate) const RESOLVE_TIME: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_core::audit::AuditDecision;
-use sandbox_proxy::{Proxy, Rules};
+use sandbox_proxy::{Proxy, Rules, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -75,6 +75,49 @@ async fn handshake_of_a_byte_now_and_then_is_not_waited_for() {
     assert!(held.is_some(), "the tunnel is held for ever");
     let event = running.events.wait(|event| event.host == "api.test").await;
     assert!(event.outcome.contains("in time"), "{event:?}");
+}
+
+#[tokio::test]
+async fn upstream_whose_tls_stalls_is_told_to_the_client() {
+    let certified = Upstream::tls(&[]).await;
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    // Takes connections and says nothing on them.
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let running = Running::start(|builder| {
+        let service = Service::custom("api").header(&at, "x-api-key");
+        with_service(allowed(builder, &certified), service)
+            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+    })
+    .await;
+    let tunnel = running.connect(&at).await.unwrap();
+    let authority = running.proxy.ca_pem().unwrap();
+    tokio::time::pause();
+    let answer = async {
+        let mut tls = tls(tunnel, &authority, "api.test", &["http/1.1"]).await?;
+        let request = format!("GET / HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        tls.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        tls.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(300), answer).await;
+    tokio::time::resume();
+    let answer = answer.expect("it is held for ever").expect("nothing is told");
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(answer.contains("error=connection_timeout"), "{answer}");
+    let event = running.events.wait(|event| event.status == Some(504)).await;
+    assert!(event.outcome.contains("TLS with upstream"), "{event:?}");
+    let blamed = running.events.all();
+    assert!(
+        !blamed.iter().any(|event| event.outcome.contains("the client")),
+        "{blamed:?}"
+    );
 }
 
 #[tokio::test]
