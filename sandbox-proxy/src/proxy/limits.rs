@@ -38,7 +38,8 @@ pub(crate) const TURNED_AWAY: usize = 8;
 pub(crate) const REQUESTS: usize = 512;
 /// HTTP/2 connections of one sandbox's guest, each with buffers for many requests; further ones are offered HTTP/1.1.
 pub(crate) const H2_CLIENTS: usize = 32;
-/// HTTP/2 connections of one sandbox to upstream; further ones are made with HTTP/1.1.
+/// HTTP/2 connections of one sandbox to upstream, each with a window for all its responses, until their sockets are
+/// closed; further ones are made with HTTP/1.1.
 pub(crate) const H2_UPSTREAMS: usize = 16;
 /// Requests at once within one HTTP/2 connection of a guest.
 pub(crate) const H2_STREAMS: u32 = 128;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
@@ -157,6 +157,46 @@ async fn responses_that_nobody_reads_leave_room_for_others() {
     let response = tokio::time::timeout(Duration::from_secs(20), running.get(&at, "/")).await;
     assert_eq!(response.expect("nothing came through").status(), StatusCode::OK);
     drop(unread);
+}
+
+#[tokio::test]
+async fn downloads_that_nobody_reads_keep_the_places_of_their_connections() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let mut client = running.h1(&at).await;
+        let request = Request::get("/big")
+            .header("host", &at)
+            .body(Full::default())
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        unread.push((client, response));
+        // No further request goes out on its connection.
+        running
+            .proxy
+            .set_policy(Arc::new(running.proxy.rules().unwrap()))
+            .unwrap();
+        // Whoever asked on it hears of that.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(upstream.connections(), 20);
+    let seen = upstream.seen();
+    let h2 = seen.iter().filter(|seen| seen.version == Version::HTTP_2);
+    assert_eq!(h2.count(), 16, "the rest over HTTP/1.1");
+    drop(unread);
+    for _ in 0..100 {
+        let rules = running.proxy.rules().unwrap();
+        running.proxy.set_policy(Arc::new(rules)).unwrap();
+        running.get(&at, "/").await;
+        if upstream.last().version == Version::HTTP_2 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no place is given back");
 }
 
 /// Takes its time, and notes how often it was asked at once.
