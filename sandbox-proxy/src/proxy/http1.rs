@@ -22,6 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::body::ResponseBody;
 use super::io::{Dialled, write_through};
 use super::limits;
+use super::pool::UnderWay;
 use super::route::Route;
 use crate::audit::record::Record;
 use crate::defence::holds;
@@ -49,8 +50,8 @@ pub(crate) struct Switched {
     /// What allowed it, and what it asked for.
     pub(crate) route: Arc<Route>,
     pub(crate) path: Box<str>,
-    /// It counts as a request as long as it is open.
-    pub(crate) permit: OwnedSemaphorePermit,
+    /// As long as it is open, it counts as a request, and as under way on a connection that it shares.
+    pub(crate) held: (OwnedSemaphorePermit, Option<UnderWay>),
 }
 
 /// Where the answer to a request leaves what the stream goes on as.

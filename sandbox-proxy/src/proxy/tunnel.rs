@@ -147,7 +147,7 @@ pub(crate) async fn serve_websocket(inner: &Inner, switched: Switched) {
         record,
         route,
         path,
-        permit: _permit,
+        held: _held,
     } = switched;
     let line = RequestLine {
         method: "GET",

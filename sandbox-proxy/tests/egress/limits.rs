@@ -37,6 +37,31 @@ async fn connections_that_wait_make_room_for_others() {
 }
 
 #[tokio::test]
+async fn connection_with_a_response_under_way_does_not_stand_before_one_that_can_make_room() {
+    let shared = Upstream::tls(&["h2"]).await;
+    let plain = [Upstream::plain().await, Upstream::plain().await];
+    let at = shared.at("api.test");
+    let running = Running::start(|builder| {
+        let managed = Rules::new().allow(&format!("{at} special-ranges"));
+        let rules = plain.iter().fold(managed, |rules, upstream| {
+            rules.allow(&format!("http://{} special-ranges", upstream.address))
+        });
+        with_credential(allowed(builder, &shared), &shared)
+            .policy(Arc::new(rules))
+            .max_connections(2)
+    })
+    .await;
+    let mut client = running.h1(&at).await;
+    let request = Request::get("/big").header("host", &at).body(Full::default());
+    let unread = client.send_request(request.unwrap()).await.unwrap();
+    for upstream in plain.iter().chain(&plain) {
+        let answer = running.plain_get(upstream.address, "Connection: close\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(unread.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn upstream_connections_over_the_limit_are_refused_and_recorded() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let two = Running::start(|builder| with_credential(allowed(builder, &upstream), &upstream)).await;
