@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
+use sandbox_core::credential::CredentialError;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -270,14 +271,19 @@ async fn inject(
                 return Err(unsigned(error));
             }
             let is_denial = told.reason == CredentialReason::Rejected;
-            let detail = match error {
-                BoundError::Source { service, .. } => {
-                    format!("there is no credential for service {service} now; the host's audit log says why")
+            let refusal = match error {
+                BoundError::Source { service, cause } => {
+                    let detail = format!(
+                        "there is no credential for service {service} now; the host's audit log says why"
+                    );
+                    match cause {
+                        CredentialError::Failed { .. } => Refusal::source_failed(detail),
+                        _ => Refusal::credential(detail, is_denial),
+                    }
                 }
-                BoundError::Inject(error) => error.to_string(),
-                BoundError::Sign(error) => error.to_string(),
+                error => Refusal::credential(error.to_string(), is_denial),
             };
-            Err(Refusal::credential(detail, is_denial))
+            Err(refusal)
         }
         Err(_) => {
             told.reason = CredentialReason::SourceTimeout;

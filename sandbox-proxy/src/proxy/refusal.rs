@@ -3,7 +3,7 @@
 //!
 //! What cannot change by itself is told as final: `x-should-retry: false`, which the OpenAI and Anthropic SDKs (and
 //! others made by the same generator) obey before they look at the status, and never a `Retry-After`. What may pass
-//! (too much open, upstream down or slow) is left to the client.
+//! (too much open, upstream or a credential's source down or slow) is left to the client.
 
 use std::time::Duration;
 
@@ -140,6 +140,11 @@ impl Refusal {
             is_final: true,
             ..Self::new(status, error, detail, is_denial)
         }
+    }
+
+    /// The credential's source failed, which may pass: a token server that is down comes back.
+    pub(crate) fn source_failed(detail: String) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "proxy_internal_error", detail, false)
     }
 
     /// The sandbox has too much open.
