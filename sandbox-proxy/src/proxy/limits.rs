@@ -82,6 +82,9 @@ pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(20 * 60);
 /// For an approver, unless the builder says otherwise.
 pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(60);
+/// The longest time that a builder takes, a year; what is longer is as good as none. A clock that is moved on by it stays
+/// within what it can say.
+pub(crate) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A stream on which nothing moves either way is closed: peers that vanished hold nothing for ever.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
 /// An upstream connection that waits for its next request. Servers close theirs after a minute or more.

@@ -251,7 +251,7 @@ impl Refusal {
 
     /// Whole seconds, never too few.
     fn retry_seconds(&self) -> Option<u64> {
-        self.retry_after.map(|time| time.as_secs() + 1)
+        self.retry_after.map(|time| time.as_secs().saturating_add(1))
     }
 
     fn proxy_status(&self) -> String {

@@ -511,6 +511,19 @@ async fn requests_to_a_host_are_limited_and_the_client_is_told_when_to_come_agai
 }
 
 #[tokio::test]
+async fn requests_may_be_limited_for_any_time() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = limited(&upstream, Limits::new().requests_per_host(1, Duration::MAX)).await;
+    let at = upstream.at("api.test");
+    assert_eq!(running.get(&at, "/").await.status(), StatusCode::OK);
+    let refused = running.get(&at, "/").await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let seconds = refused.headers()["retry-after"].to_str().unwrap().parse::<u64>();
+    let year = 365 * 24 * 3600;
+    assert!((year - 3600..=year).contains(&seconds.unwrap()), "{refused:?}");
+}
+
+#[tokio::test]
 async fn connections_to_one_host_leave_places_for_others() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = limited(&upstream, Limits::new().connections_per_host(2)).await;
