@@ -13,7 +13,8 @@
 //! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
 //! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 32 MiB | 32 MiB |
 //! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 64 MiB | 64 MiB |
-//! | together | | 232 MiB | 512 MiB |
+//! | decoders of compressed responses | [`MEMORY_UNITS`](crate::scrub::coding::MEMORY_UNITS) | 128 MiB | 128 MiB |
+//! | together | | 360 MiB | 640 MiB |
 //!
 //! To this comes what a service with signatures collects of bodies to hash them, 64 MiB each (see `services::sign`).
 //!
