@@ -132,7 +132,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// How long the approver may take for one question; after it the attempt is denied. One minute by default.
+    /// How long the approver may take for one question; after it the attempt is denied. One minute by default, a
+    /// year at most.
     pub fn approval_time(mut self, limit: Duration) -> Self {
         self.approval_time = Some(limit);
         self

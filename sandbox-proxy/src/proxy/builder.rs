@@ -111,11 +111,11 @@ impl ProxyBuilder {
         self
     }
 
-    /// How long the approver may take; after it the attempt is denied. One minute at first.
+    /// How long the approver may take; after it the attempt is denied. One minute at first, a year at most.
     #[must_use]
     pub fn approval_time(self, approval_time: Duration) -> Self {
         Self {
-            approval_time,
+            approval_time: approval_time.min(limits::LONGEST_TIME),
             ..self
         }
     }

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
+use sandbox_core::credential::CredentialError;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -145,9 +146,10 @@ async fn exchange(
     let request = Request::from_parts(parts, body);
     if let Some(asked) = websocket {
         return match Box::pin(asked.send(inner, route, &target, request)).await? {
-            Opened::Switched(mut response) => {
+            Opened::Switched(mut response, under_way) => {
                 keep_session(&mut response, is_managed);
-                Ok(asked.switch(inner, route, response, after, record, permit))
+                let held = (permit, under_way);
+                Ok(asked.switch(inner, route, response, after, record, held))
             }
             Opened::Declined(mut response, checkin) => {
                 keep_session(&mut response, is_managed);
@@ -164,8 +166,8 @@ async fn exchange(
         return Err(chain::refused(response.status()));
     }
     if is_alone || message::signs_connection_in(response.headers()) && holds("pool-sign-in") {
-        // Closed when the response has ended.
-        checkin = None;
+        // Closed when the response has ended; one of HTTP/2 signs nobody in.
+        checkin = checkin.filter(|checkin| matches!(checkin, Checkin::H2 { .. }));
     }
     keep_session(&mut response, is_managed);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && holds("unasked-upgrade") {
@@ -269,14 +271,19 @@ async fn inject(
                 return Err(unsigned(error));
             }
             let is_denial = told.reason == CredentialReason::Rejected;
-            let detail = match error {
-                BoundError::Source { service, .. } => {
-                    format!("there is no credential for service {service} now; the host's audit log says why")
+            let refusal = match error {
+                BoundError::Source { service, cause } => {
+                    let detail = format!(
+                        "there is no credential for service {service} now; the host's audit log says why"
+                    );
+                    match cause {
+                        CredentialError::Failed { .. } => Refusal::source_failed(detail),
+                        _ => Refusal::credential(detail, is_denial),
+                    }
                 }
-                BoundError::Inject(error) => error.to_string(),
-                BoundError::Sign(error) => error.to_string(),
+                error => Refusal::credential(error.to_string(), is_denial),
             };
-            Err(Refusal::credential(detail, is_denial))
+            Err(refusal)
         }
         Err(_) => {
             told.reason = CredentialReason::SourceTimeout;
@@ -333,16 +340,14 @@ async fn send(
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
                 let result = timeout(limits::RESPONSE_TIME, h1.try_send_request(request)).await;
-                (result, Some(Checkin::new(target, h1)))
+                (result, Some(Checkin::h1(target, h1)))
             }
             Sender::H2(mut h2) => {
                 if is_new {
                     target.put(pool::Sender::H2(h2.clone()));
                 }
-                (
-                    timeout(limits::RESPONSE_TIME, h2.requests.try_send_request(request)).await,
-                    None,
-                )
+                let result = timeout(limits::RESPONSE_TIME, h2.requests.try_send_request(request)).await;
+                (result, Some(Checkin::h2(&h2)))
             }
         };
         let mut failure = match result {

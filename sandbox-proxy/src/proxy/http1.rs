@@ -2,20 +2,27 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::ResponseBody;
-use super::io::Dialled;
+use super::io::{Dialled, write_through};
 use super::limits;
+use super::pool::UnderWay;
 use super::route::Route;
 use crate::audit::record::Record;
 use crate::defence::holds;
@@ -43,8 +50,8 @@ pub(crate) struct Switched {
     /// What allowed it, and what it asked for.
     pub(crate) route: Arc<Route>,
     pub(crate) path: Box<str>,
-    /// It counts as a request as long as it is open.
-    pub(crate) permit: OwnedSemaphorePermit,
+    /// As long as it is open, it counts as a request, and as under way on a connection that it shares.
+    pub(crate) held: (OwnedSemaphorePermit, Option<UnderWay>),
 }
 
 /// Where the answer to a request leaves what the stream goes on as.
@@ -61,7 +68,8 @@ impl AfterSlot {
     }
 }
 
-/// Serves a connection until it ends or stops being HTTP.
+/// Serves a connection until it ends or stops being HTTP. One that is kept open without a byte of a further head until
+/// its time is over has ended as it should.
 pub(crate) async fn serve<S, F, R>(stream: S, answer: F) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -72,16 +80,84 @@ where
         let response = answer(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
+    let heard = Arc::<AtomicBool>::default();
+    let stream = HeadStream {
+        stream,
+        heard: Arc::clone(&heard),
+    };
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
+    http.timer(HeadTimer(Arc::clone(&heard)))
         .header_read_timeout(holds("slow-head-timeout").then_some(limits::HEAD_TIME));
     if holds("request-head-bytes") {
         // A buffer that is full of one read may hold a longer head.
         http.max_header_size(limits::HEAD_BYTES);
     }
-    http.max_buf_size(limits::HEAD_BYTES)
+    let served = http
+        .max_buf_size(limits::HEAD_BYTES)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
-        .await
+        .await;
+    match served {
+        Err(error) if error.is_timeout() && !heard.load(Relaxed) => Ok(()),
+        served => served,
+    }
+}
+
+/// A stream that tells whether anything has come on it since it was last waited for a head.
+pub(crate) struct HeadStream<S> {
+    stream: S,
+    heard: Arc<AtomicBool>,
+}
+
+impl<S> HeadStream<S> {
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HeadStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.store(true, Relaxed);
+        }
+        read
+    }
+}
+
+write_through!([S: AsyncWrite + Unpin] HeadStream<S>);
+
+/// Notes when it begins to be waited for a head: hyper starts the time for it then, and tells in no other way whether any
+/// of it came. (What came before, behind an earlier request, is not told apart from that: it opens nothing.)
+struct HeadTimer(Arc<AtomicBool>);
+
+impl HeadTimer {
+    fn starts(&self) -> TokioTimer {
+        self.0.store(false, Relaxed);
+        TokioTimer::new()
+    }
+}
+
+impl Timer for HeadTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.starts().sleep(duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+        self.starts().sleep_until(deadline)
+    }
+
+    fn now(&self) -> Instant {
+        TokioTimer::new().now()
+    }
+
+    fn reset(&self, sleep: &mut Pin<Box<dyn Sleep>>, deadline: Instant) {
+        self.starts().reset(sleep, deadline);
+    }
 }

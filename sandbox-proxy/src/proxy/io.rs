@@ -171,6 +171,30 @@ pub(super) use write_through;
 
 write_through!([S: AsyncWrite + Unpin] Prefixed<S>);
 
+/// A stream, and what is given back when it is gone: whoever drives it may outlive whoever asked for it.
+pub(crate) struct Holding<S, T> {
+    stream: S,
+    _held: T,
+}
+
+impl<S, T> Holding<S, T> {
+    pub(crate) fn new(stream: S, held: T) -> Self {
+        Self { stream, _held: held }
+    }
+}
+
+impl<S: AsyncRead + Unpin, T: Unpin> AsyncRead for Holding<S, T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+write_through!([S: AsyncWrite + Unpin, T: Unpin] Holding<S, T>);
+
 /// A connection to upstream, metered, with its place among the sandbox's.
 pub(crate) struct Dialled {
     stream: Prefixed<TcpStream>,

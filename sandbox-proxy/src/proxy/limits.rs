@@ -13,7 +13,8 @@
 //! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
 //! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 32 MiB | 32 MiB |
 //! | heads of requests and responses | [`REQUESTS`] × 2 × [`HEAD_BYTES`] | 64 MiB | 64 MiB |
-//! | together | | 232 MiB | 512 MiB |
+//! | decoders of compressed responses | [`MEMORY_UNITS`](crate::scrub::coding::MEMORY_UNITS) | 128 MiB | 128 MiB |
+//! | together | | 360 MiB | 640 MiB |
 //!
 //! To this comes what a service with signatures collects of bodies to hash them, 64 MiB each (see `services::sign`).
 //!
@@ -38,7 +39,8 @@ pub(crate) const TURNED_AWAY: usize = 8;
 pub(crate) const REQUESTS: usize = 512;
 /// HTTP/2 connections of one sandbox's guest, each with buffers for many requests; further ones are offered HTTP/1.1.
 pub(crate) const H2_CLIENTS: usize = 32;
-/// HTTP/2 connections of one sandbox to upstream; further ones are made with HTTP/1.1.
+/// HTTP/2 connections of one sandbox to upstream, each with a window for all its responses, until their sockets are
+/// closed; further ones are made with HTTP/1.1.
 pub(crate) const H2_UPSTREAMS: usize = 16;
 /// Requests at once within one HTTP/2 connection of a guest.
 pub(crate) const H2_STREAMS: u32 = 128;
@@ -59,7 +61,8 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 pub(crate) const HEAD_BYTES_H2: u32 = 64 << 10;
 /// From the first byte of a request to the end of its head, and between requests: a slow sender holds a stream.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(60);
-/// From the answer to CONNECT to a whole client hello, and for the handshake after it.
+/// From the answer to CONNECT to a whole client hello, and as much for each handshake after it: with upstream, then with
+/// the client.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(20);
 /// For the resolver.
 pub(crate) const RESOLVE_TIME: Duration = Duration::from_secs(10);
@@ -80,6 +83,9 @@ pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(20 * 60);
 /// For an approver, unless the builder says otherwise.
 pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(60);
+/// The longest time that a builder takes, a year; what is longer is as good as none. A clock that is moved on by it stays
+/// within what it can say.
+pub(crate) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A stream on which nothing moves either way is closed: peers that vanished hold nothing for ever.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
 /// An upstream connection that waits for its next request. Servers close theirs after a minute or more.

@@ -82,11 +82,11 @@ impl Limits {
         }
     }
 
-    /// Requests to any one host within a time; an opaque tunnel counts as one. Those over it are answered with 429
-    /// and `Retry-After`.
+    /// Requests to any one host within a time of at most a year; an opaque tunnel counts as one. Those over it are
+    /// answered with 429 and `Retry-After`.
     pub fn requests_per_host(self, requests: u64, within: Duration) -> Self {
         Self {
-            host_requests: Some((requests, within)),
+            host_requests: Some((requests, within.min(limits::LONGEST_TIME))),
             ..self
         }
     }

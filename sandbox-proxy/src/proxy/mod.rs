@@ -1,6 +1,23 @@
-//! The proxy itself. A stream's way, top to bottom: `front` parses, `gate` decides, `route` is what was
-//! decided, `upstream` resolves, vets and dials; then `tunnel` for bytes or `intercept` for requests, each of
-//! which goes through `exchange`.
+//! The proxy itself. What a request passes, top to bottom:
+//!
+//! * `quota`: a place among the guest's streams, or it is turned away.
+//! * `front`: what is said to the proxy is parsed: CONNECT, or a target to fetch. `http1` serves it.
+//! * `gate`: the policy decides, and whoever it says is to be asked: `asking`.
+//! * `route`: what was decided, and all that is done by it.
+//! * `tunnel`: bytes of a tunnel that is not read go both ways, once its start was looked at.
+//! * `intercept`: TLS of a tunnel that is read ends here, and requests come out of it.
+//! * `exchange`: each request, from its check to its answer; a credential goes in here.
+//! * `message`: heads are checked and cleaned.
+//! * `meter`: what may be taken of a host, and in all.
+//! * `websocket`: how one is asked for, and opened at upstream.
+//! * `pool`: a connection to upstream that waits, if there is one.
+//! * `upstream`: else a new one: resolved, vetted, dialled, TLS, HTTP. `dial` takes the address that answers first;
+//!   `chain` goes through a proxy of the host's network.
+//! * `body`: bodies pass, counted and scrubbed.
+//! * `refusal`: what is answered wherever one of these says no.
+//!
+//! Beside the way: `builder` makes the proxy, `live` changes its policy, `look_up` decides on names for the guest's DNS,
+//! `limits` has every limit, and `io`, `bulk` and `unless` are what streams are held with.
 
 mod asking;
 mod body;
@@ -126,8 +143,10 @@ impl Proxy {
         ProxyBuilder::new(sandbox)
     }
 
-    /// Serves one stream of the guest: HTTP/1.1 as to a proxy. Ends when the stream has ended, and drops everything
-    /// that belongs to it when dropped. Needs a tokio runtime.
+    /// Serves one stream of the guest: HTTP/1.1 as to a proxy. Ends when the stream has ended, when nothing has moved on
+    /// it for 30 to 60 minutes, on [`close`](Self::close), and when the last handle of this proxy is dropped: what is
+    /// given back holds none, so keep one as long as it runs. Drops everything that belongs to the stream when dropped.
+    /// Needs a tokio runtime.
     pub fn serve(&self, stream: BoxStream) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.inner);
         async move {

@@ -68,7 +68,12 @@ pub(crate) enum Sender {
 pub(crate) struct Http2 {
     pub(crate) requests: http2::SendRequest<RequestBody>,
     settings: Arc<Settings>,
+    under_way: UnderWay,
 }
+
+/// Held as long as something is under way on an HTTP/2 connection: until then, closing it is not the pool's to do.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UnderWay(Arc<()>);
 
 /// What upstream has said of an HTTP/2 connection.
 #[derive(Debug, Default)]
@@ -79,11 +84,11 @@ pub(crate) struct Settings {
     pub(crate) asked: Notify,
 }
 
-/// An HTTP/1.1 connection that is busy with a response.
+/// A connection that is busy with a response.
 #[derive(Debug)]
-pub(crate) struct Checkin {
-    target: Arc<Target>,
-    sender: http1::SendRequest<RequestBody>,
+pub(crate) enum Checkin {
+    H1(Arc<Target>, http1::SendRequest<RequestBody>),
+    H2 { _under_way: UnderWay },
 }
 
 impl Pool {
@@ -120,7 +125,8 @@ impl Pool {
         changed
     }
 
-    /// Lets go of the connection that has waited longest, if one waits: another needs its place.
+    /// Lets go of the connection that has waited longest, if one waits on which nothing is under way: another needs its
+    /// place.
     pub(crate) fn let_go_of_oldest(&self) {
         let targets = self.lock();
         let oldest = targets.values().filter_map(|target| {
@@ -192,7 +198,7 @@ impl Target {
         }
         // One may have ended with the runtime that it was in.
         let is_swept = waiting.sweeper.as_ref().is_some_and(|task| !task.is_finished());
-        if !is_swept && waiting.oldest().is_some() {
+        if !is_swept && !waiting.is_empty() {
             waiting.sweeper = Some(tokio::spawn(sweep(Arc::downgrade(self))));
         }
     }
@@ -215,7 +221,7 @@ async fn sweep(target: std::sync::Weak<Target>) {
         };
         let mut waiting = target.lock();
         waiting.drop_stale();
-        if waiting.oldest().is_none() {
+        if waiting.is_empty() {
             waiting.sweeper = None;
             return;
         }
@@ -248,12 +254,17 @@ impl Waiting {
             .take_if(|(h2, since)| h2.requests.is_closed() || !is_fresh(*since, now));
     }
 
-    /// Since when the one waits that has waited longest.
+    fn is_empty(&self) -> bool {
+        self.h1.is_empty() && self.h2.is_none()
+    }
+
+    /// Since when the one waits that has waited longest. An HTTP/2 connection with something under way would stay open
+    /// without its sender, and give back no place.
     fn oldest(&self) -> Option<Instant> {
         let h1 = self.h1.iter().map(|(_, since)| *since).min();
-        h1.into_iter()
-            .chain(self.h2.iter().map(|(_, since)| *since))
-            .min()
+        let h2 = self.h2.iter();
+        let h2 = h2.filter(|(h2, _)| !h2.is_busy() || !defence::holds("pool-busy"));
+        h1.into_iter().chain(h2.map(|(_, since)| *since)).min()
     }
 
     fn drop_oldest(&mut self) {
@@ -282,7 +293,18 @@ impl Http2 {
         Self {
             requests,
             settings: Arc::clone(settings),
+            under_way: UnderWay::default(),
         }
+    }
+
+    /// For a request, until its response has ended.
+    pub(crate) fn under_way(&self) -> UnderWay {
+        self.under_way.clone()
+    }
+
+    /// Whether something is under way on it, or about to be, besides its waiting here.
+    fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.under_way.0) > 1
     }
 
     /// Whether upstream takes WebSockets on it. Its settings get this long to come.
@@ -302,22 +324,28 @@ impl Http2 {
 }
 
 impl Checkin {
-    pub(crate) fn new(target: &Arc<Target>, sender: http1::SendRequest<RequestBody>) -> Self {
-        Self {
-            target: Arc::clone(target),
-            sender,
+    pub(crate) fn h1(target: &Arc<Target>, sender: http1::SendRequest<RequestBody>) -> Self {
+        Self::H1(Arc::clone(target), sender)
+    }
+
+    pub(crate) fn h2(h2: &Http2) -> Self {
+        Self::H2 {
+            _under_way: h2.under_way(),
         }
     }
 
     /// The response has ended as it should: the connection waits for the next request.
     pub(crate) fn done(self) {
-        self.target.put(Sender::H1(self.sender));
+        match self {
+            Self::H1(target, sender) => target.put(Sender::H1(sender)),
+            Self::H2 { .. } => {}
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::TokioIo;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
 
     use super::*;
 
@@ -418,5 +446,46 @@ mod tests {
             tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap(),
             0
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_with_something_under_way_makes_no_room() {
+        let pool = Pool::default();
+        let (near, _far_h2) = tokio::io::duplex(64 << 10);
+        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
+            .await
+            .unwrap();
+        tokio::spawn(driven);
+        let h2 = Http2::new(sender, &Arc::default());
+        let busy = pool.target(key("busy.test", None));
+        let response = Checkin::h2(&h2);
+        busy.put(Sender::H2(h2));
+        sleep(std::time::Duration::from_secs(1)).await;
+        let (idle, _far) = connection().await;
+        let other = pool.target(key("other.test", None));
+        other.put(Sender::H1(idle));
+        pool.let_go_of_oldest();
+        assert!(busy.is_open() && !other.is_open(), "though it waits for longer");
+        pool.let_go_of_oldest();
+        assert!(busy.is_open(), "it would give back no place");
+        drop(response);
+        pool.let_go_of_oldest();
+        assert!(!busy.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_is_let_go_of_in_time_though_something_is_under_way() {
+        let (near, _far) = tokio::io::duplex(64 << 10);
+        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
+            .await
+            .unwrap();
+        tokio::spawn(driven);
+        let h2 = Http2::new(sender, &Arc::default());
+        let target = Arc::<Target>::default();
+        let _response = Checkin::h2(&h2);
+        target.put(Sender::H2(h2));
+        sleep(2 * limits::POOL_IDLE_TIME).await;
+        let waiting = target.lock();
+        assert!(waiting.is_empty() && waiting.sweeper.is_none());
     }
 }

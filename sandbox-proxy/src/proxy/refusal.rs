@@ -3,7 +3,7 @@
 //!
 //! What cannot change by itself is told as final: `x-should-retry: false`, which the OpenAI and Anthropic SDKs (and
 //! others made by the same generator) obey before they look at the status, and never a `Retry-After`. What may pass
-//! (too much open, upstream down or slow) is left to the client.
+//! (too much open, upstream or a credential's source down or slow) is left to the client.
 
 use std::time::Duration;
 
@@ -142,6 +142,11 @@ impl Refusal {
         }
     }
 
+    /// The credential's source failed, which may pass: a token server that is down comes back.
+    pub(crate) fn source_failed(detail: String) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "proxy_internal_error", detail, false)
+    }
+
     /// The sandbox has too much open.
     pub(crate) fn busy(detail: &str) -> Self {
         let error = "connection_limit_reached";
@@ -246,7 +251,7 @@ impl Refusal {
 
     /// Whole seconds, never too few.
     fn retry_seconds(&self) -> Option<u64> {
-        self.retry_after.map(|time| time.as_secs() + 1)
+        self.retry_after.map(|time| time.as_secs().saturating_add(1))
     }
 
     fn proxy_status(&self) -> String {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::io::poll_read_buf;
 
 use super::Inner;
-use super::http1::Switched;
+use super::http1::{HeadStream, Switched};
 use super::intercept::refuse;
 use super::io::{Client, Dialled, Prefixed, Watched};
 use super::limits;
@@ -31,8 +31,8 @@ const TLS_PORT: u16 = 443;
 
 /// Takes a guest's stream back from the HTTP server, without its wrapping.
 pub(crate) fn client_stream(upgraded: Upgraded) -> Option<Client> {
-    let parts = upgraded.downcast::<TokioIo<Watched>>().ok()?;
-    Some(Prefixed::new(parts.read_buf, parts.io.into_inner()))
+    let parts = upgraded.downcast::<TokioIo<HeadStream<Watched>>>().ok()?;
+    Some(Prefixed::new(parts.read_buf, parts.io.into_inner().into_inner()))
 }
 
 /// A stream's start, and the bytes it was told from.
@@ -147,7 +147,7 @@ pub(crate) async fn serve_websocket(inner: &Inner, switched: Switched) {
         record,
         route,
         path,
-        permit: _permit,
+        held: _held,
     } = switched;
     let line = RequestLine {
         method: "GET",

@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::Inner;
 use super::bulk::{Ahead, Whole};
 use super::dial::race;
-use super::io::{Dialled, is_out_of_descriptors};
+use super::io::{Dialled, Holding, is_out_of_descriptors};
 use super::limits;
 use super::pool::{Http2, Sender, Settings};
 use super::quota::Slot;
@@ -216,11 +216,13 @@ impl Inner {
         Ok(Sender::H1(sender))
     }
 
-    /// Starts HTTP/2 on a stream, in the same way. The connection keeps its `place`.
+    /// Starts HTTP/2 on a stream. The task that asks on it ends when nobody can ask any more; another, of hyper's own,
+    /// drives the stream until what is under way on it has ended, too. The `place` goes with the stream.
     async fn speak_h2<S>(&self, stream: S, place: OwnedSemaphorePermit) -> Result<Sender, Refusal>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let holds_place = defence::holds("h2-upstream-places");
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(limits::H2_PING_INTERVAL)
@@ -229,14 +231,13 @@ impl Inner {
             .initial_connection_window_size(limits::H2_UPSTREAM_CONNECTION_WINDOW)
             .max_send_buf_size(limits::H2_SEND_BUFFER)
             .max_header_list_size(limits::HEAD_BYTES_H2)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Holding::new(stream, holds_place.then_some(place))))
             .await
             .map_err(|error| http_failed(&error))?;
         let closed = self.closed.clone();
         let settings = Arc::<Settings>::default();
         let h2 = Http2::new(sender, &settings);
         tokio::spawn(async move {
-            let _place = place;
             let (mut connection, mut asked) = (pin!(connection), pin!(settings.asked.notified()));
             let driven = poll_fn(|cx| {
                 while asked.as_mut().poll(cx).is_ready() {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::http1::{After, AfterSlot, Switched};
-use super::pool::{Checkin, Http2, Sender, Target};
+use super::pool::{Checkin, Http2, Sender, Target, UnderWay};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
@@ -49,8 +49,8 @@ pub(crate) struct Asked {
 
 /// What upstream answered.
 pub(crate) enum Opened {
-    /// It switched.
-    Switched(Response<Incoming>),
+    /// It switched, maybe on a connection that it shares.
+    Switched(Response<Incoming>, Option<UnderWay>),
     /// It did not: an ordinary response.
     Declined(Response<Incoming>, Option<Checkin>),
 }
@@ -100,7 +100,7 @@ impl Asked {
         mut response: Response<Incoming>,
         after: &AfterSlot,
         record: &Arc<Record>,
-        permit: OwnedSemaphorePermit,
+        held: (OwnedSemaphorePermit, Option<UnderWay>),
     ) -> Response<ResponseBody> {
         let upstream = hyper::upgrade::on(&mut response);
         let (mut parts, _) = response.into_parts();
@@ -128,7 +128,7 @@ impl Asked {
             record: Arc::clone(record),
             route: Arc::clone(route),
             path: self.path,
-            permit,
+            held,
         })));
         Response::from_parts(parts, ResponseBody::empty())
     }
@@ -182,7 +182,7 @@ impl Asked {
                 // To the client this would be a WebSocket.
                 return Err(not_opened());
             }
-            return Ok(Opened::Declined(response, Some(Checkin::new(target, h1))));
+            return Ok(Opened::Declined(response, Some(Checkin::h1(target, h1))));
         }
         // Who switches to something else would have a stream that nobody reads as what it is.
         let is_websocket = message::is_websocket(response.headers())
@@ -191,7 +191,7 @@ impl Asked {
         if !is_websocket && holds("websocket-accept") {
             return Err(not_opened());
         }
-        Ok(Opened::Switched(response))
+        Ok(Opened::Switched(response, None))
     }
 
     async fn send_h2(
@@ -207,9 +207,9 @@ impl Asked {
         let sent = h2.requests.send_request(Request::from_parts(parts, body));
         let response = answered(timeout(limits::RESPONSE_TIME, sent).await)?;
         match response.status() {
-            StatusCode::OK => Ok(Opened::Switched(response)),
+            StatusCode::OK => Ok(Opened::Switched(response, Some(h2.under_way()))),
             other if other.is_success() => Err(not_opened()),
-            _ => Ok(Opened::Declined(response, None)),
+            _ => Ok(Opened::Declined(response, Some(Checkin::h2(&h2)))),
         }
     }
 }

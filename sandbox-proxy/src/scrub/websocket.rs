@@ -17,7 +17,8 @@ use crate::defence::holds;
 const MAX_HEAD_BYTES: usize = 10;
 /// The longest payload of a control frame (§5.5).
 const MAX_CONTROL_BYTES: u64 = 125;
-/// Heads and pieces that wait behind a message's tail. Bounds memory under a server that sends empty frames.
+/// Heads and pieces that wait behind a message's tail. Bounds memory under a server that sends empty frames; frames that
+/// come many at once and can go out are none of them.
 const MAX_WAITING: usize = 4096;
 
 const FIN: u8 = 0x80;
@@ -82,6 +83,7 @@ impl Messages {
         if !holds("scrub-websocket") {
             return Ok(Bytes::copy_from_slice(data));
         }
+        let mut out = BytesMut::new();
         while !data.is_empty() {
             if self.frame.left > 0 {
                 let count = usize::try_from(self.frame.left)
@@ -97,14 +99,14 @@ impl Messages {
                 self.try_head()?;
             }
             if self.waiting.len() > MAX_WAITING {
-                return Err(NoFrame);
+                self.go_out(&mut out);
+                if self.waiting.len() > MAX_WAITING && holds("websocket-waiting") {
+                    return Err(NoFrame);
+                }
             }
         }
-        let patterns = self.secrets.patterns();
-        let old = patterns.older(self.hold.len());
-        let old = self.hold.release(&patterns, old);
-        self.clean.extend_from_slice(&old);
-        Ok(self.go_out())
+        self.go_out(&mut out);
+        Ok(out.freeze())
     }
 
     /// Starts a frame if its head is whole.
@@ -177,8 +179,12 @@ impl Messages {
         }
     }
 
-    fn go_out(&mut self) -> Bytes {
-        let mut out = BytesMut::new();
+    /// Moves what can go out, in its order.
+    fn go_out(&mut self, out: &mut BytesMut) {
+        let patterns = self.secrets.patterns();
+        let old = patterns.older(self.hold.len());
+        let old = self.hold.release(&patterns, old);
+        self.clean.extend_from_slice(&old);
         while let Some(piece) = self.waiting.front_mut() {
             match piece {
                 Piece::Whole(bytes) => out.extend_from_slice(bytes),
@@ -196,7 +202,6 @@ impl Messages {
         if self.clean.is_empty() {
             self.clean = BytesMut::new();
         }
-        out.freeze()
     }
 }
 
@@ -289,6 +294,47 @@ mod tests {
         assert!(messages.data(&frame(0x01, b"held")).is_ok());
         let endless = [0; 4 * MAX_WAITING];
         assert_eq!(messages.data(&endless), Err(NoFrame));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn thousands_of_small_frames_may_come_in_one_piece(
+            kinds in proptest::collection::vec((0..4u8, 1..4usize), 2100..9000),
+        ) {
+            let mut stream = Vec::new();
+            let mut goes_on = false;
+            for (kind, size) in kinds {
+                let opcode = u8::from(!goes_on);
+                let first = match kind {
+                    0 => 0x89,
+                    1 => opcode,
+                    _ => opcode | FIN,
+                };
+                if kind > 0 {
+                    goes_on = first & FIN == 0;
+                }
+                stream.extend(frame(first, &[b'a'; 3][..size]));
+            }
+            stream.extend(frame(u8::from(!goes_on) | FIN, b"end"));
+            prop_assert_eq!(messages().data(&stream).unwrap(), stream);
+        }
+
+        /// Of one message, so that its last bytes wait, and what frames them.
+        #[test]
+        fn thousands_of_small_parts_may_come_in_one_piece(sizes in proptest::collection::vec(1..4usize, 2100..9000)) {
+            let mut stream = frame(1, b"start");
+            for size in sizes {
+                stream.extend(frame(0, &[b'a'; 3][..size]));
+            }
+            let mut messages = messages();
+            let mut out = messages.data(&stream).unwrap().to_vec();
+            let last = frame(FIN, b"end");
+            out.extend_from_slice(&messages.data(&last).unwrap());
+            stream.extend(last);
+            prop_assert_eq!(out, stream);
+        }
     }
 
     proptest! {

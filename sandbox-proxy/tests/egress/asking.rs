@@ -112,6 +112,15 @@ async fn approver_allows_once() {
 }
 
 #[tokio::test]
+async fn approver_may_be_given_any_time() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let person = Person::who_says(Approval::allow());
+    let running = asking(&upstream, &person, Duration::MAX).await;
+    assert!(running.connect(&upstream.at("api.test")).await.is_ok());
+    assert_eq!(person.questions(), 1);
+}
+
+#[tokio::test]
 async fn approver_denies() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let person = Person::who_says(Approval::deny());

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use rcgen::{CertificateParams, KeyPair};
+use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_proxy::{Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -393,4 +395,53 @@ async fn certificates_that_do_not_hold_are_told_as_such() {
             .await;
         assert!(event.outcome.contains(what), "{what}: {event:?}");
     }
+}
+
+/// A source that fails, or that has nothing.
+#[derive(Debug)]
+struct Without {
+    fails: bool,
+}
+
+#[async_trait]
+impl CredentialSource for Without {
+    fn describe(&self) -> String {
+        "without".to_owned()
+    }
+
+    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        let source_name = self.describe();
+        Err(if self.fails {
+            let cause = "the token server is down".into();
+            CredentialError::Failed { source_name, cause }
+        } else {
+            CredentialError::NotFound { source_name }
+        })
+    }
+}
+
+#[tokio::test]
+async fn source_that_fails_is_told_as_something_that_may_pass() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    for fails in [true, false] {
+        let running = Running::start(|builder| {
+            let service = Service::custom("api").bearer(&at);
+            allowed(builder, &upstream).credential(service, Arc::new(Without { fails }))
+        })
+        .await;
+        let response = running.get(&at, "/x").await;
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+        let headers = response.headers();
+        let status = headers["proxy-status"].to_str().unwrap();
+        assert!(
+            status.starts_with("sandbox; error=proxy_internal_error;"),
+            "{status}"
+        );
+        assert!(!status.contains("token server"), "that is the host's: {status}");
+        let final_as = headers.get("x-should-retry").map(|value| value.to_str().unwrap());
+        assert_eq!(final_as, (!fails).then_some("false"), "fails: {fails}");
+        assert!(!headers.contains_key("retry-after"));
+    }
+    assert!(upstream.seen().is_empty());
 }

@@ -76,6 +76,24 @@ async fn client_is_told_of_http2_only_where_upstream_speaks_it() {
 }
 
 #[tokio::test]
+async fn client_is_told_of_http2_where_a_request_decides_what_is_dialled() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let running = Running::start(|builder| {
+        let rules = Rules::new().allow(&format!("GET {at}/allowed special-ranges"));
+        allowed(builder, &upstream).policy(Arc::new(rules))
+    })
+    .await;
+    let mut client = running.h2(&at).await;
+    assert_eq!(upstream.connections(), 0, "nothing is known of it");
+    for (path, status) in [("denied", StatusCode::FORBIDDEN), ("allowed", StatusCode::OK)] {
+        let request = Request::get(format!("https://{at}/{path}")).body(Full::default());
+        assert_eq!(send2(&mut client, request.unwrap()).await.status(), status);
+    }
+    assert_eq!(upstream.last().version, Version::HTTP_11);
+}
+
+#[tokio::test]
 async fn response_streams_without_being_collected() {
     for protocol in ["http/1.1", "h2"] {
         let upstream = Upstream::tls(&[protocol]).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
@@ -34,6 +34,31 @@ async fn connections_that_wait_make_room_for_others() {
         let answer = running.plain_get(at, "Connection: close\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn connection_with_a_response_under_way_does_not_stand_before_one_that_can_make_room() {
+    let shared = Upstream::tls(&["h2"]).await;
+    let plain = [Upstream::plain().await, Upstream::plain().await];
+    let at = shared.at("api.test");
+    let running = Running::start(|builder| {
+        let managed = Rules::new().allow(&format!("{at} special-ranges"));
+        let rules = plain.iter().fold(managed, |rules, upstream| {
+            rules.allow(&format!("http://{} special-ranges", upstream.address))
+        });
+        with_credential(allowed(builder, &shared), &shared)
+            .policy(Arc::new(rules))
+            .max_connections(2)
+    })
+    .await;
+    let mut client = running.h1(&at).await;
+    let request = Request::get("/big").header("host", &at).body(Full::default());
+    let unread = client.send_request(request.unwrap()).await.unwrap();
+    for upstream in plain.iter().chain(&plain) {
+        let answer = running.plain_get(upstream.address, "Connection: close\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(unread.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -157,6 +182,46 @@ async fn responses_that_nobody_reads_leave_room_for_others() {
     let response = tokio::time::timeout(Duration::from_secs(20), running.get(&at, "/")).await;
     assert_eq!(response.expect("nothing came through").status(), StatusCode::OK);
     drop(unread);
+}
+
+#[tokio::test]
+async fn downloads_that_nobody_reads_keep_the_places_of_their_connections() {
+    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let mut client = running.h1(&at).await;
+        let request = Request::get("/big")
+            .header("host", &at)
+            .body(Full::default())
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        unread.push((client, response));
+        // No further request goes out on its connection.
+        running
+            .proxy
+            .set_policy(Arc::new(running.proxy.rules().unwrap()))
+            .unwrap();
+        // Whoever asked on it hears of that.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(upstream.connections(), 20);
+    let seen = upstream.seen();
+    let h2 = seen.iter().filter(|seen| seen.version == Version::HTTP_2);
+    assert_eq!(h2.count(), 16, "the rest over HTTP/1.1");
+    drop(unread);
+    for _ in 0..100 {
+        let rules = running.proxy.rules().unwrap();
+        running.proxy.set_policy(Arc::new(rules)).unwrap();
+        running.get(&at, "/").await;
+        if upstream.last().version == Version::HTTP_2 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no place is given back");
 }
 
 /// Takes its time, and notes how often it was asked at once.
@@ -443,6 +508,19 @@ async fn requests_to_a_host_are_limited_and_the_client_is_told_when_to_come_agai
         refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: "),
         "{refused}"
     );
+}
+
+#[tokio::test]
+async fn requests_may_be_limited_for_any_time() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = limited(&upstream, Limits::new().requests_per_host(1, Duration::MAX)).await;
+    let at = upstream.at("api.test");
+    assert_eq!(running.get(&at, "/").await.status(), StatusCode::OK);
+    let refused = running.get(&at, "/").await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let seconds = refused.headers()["retry-after"].to_str().unwrap().parse::<u64>();
+    let year = 365 * 24 * 3600;
+    assert!((year - 3600..=year).contains(&seconds.unwrap()), "{refused:?}");
 }
 
 #[tokio::test]
