@@ -30,7 +30,7 @@ pub(crate) async fn serve(
     upstream: Option<Dialled>,
     record: Arc<Record>,
 ) {
-    let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+    let deadline = Instant::now() + limits::CLIENT_HANDSHAKE_TIME;
     let Some(hello) = Box::pin(tunnel::expect_hello(&mut client, &route, deadline, &record)).await else {
         return;
     };
@@ -67,7 +67,7 @@ pub(crate) async fn serve(
     };
     let client = Ahead::new(Prefixed::new(hello.seen, client));
     // The time that upstream took is not the client's: it hears of an upstream that failed by the answer to a request.
-    let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+    let deadline = Instant::now() + limits::CLIENT_HANDSHAKE_TIME;
     let stream = match timeout_at(deadline, TlsAcceptor::from(config).accept(client)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

@@ -61,8 +61,10 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 pub(crate) const HEAD_BYTES_H2: u32 = 64 << 10;
 /// From the first byte of a request to the end of its head, and between requests: a slow sender holds a stream.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(60);
-/// From the answer to CONNECT to a whole client hello, and as much for each handshake after it: with upstream, then with
-/// the client.
+/// From the answer to CONNECT to a whole client hello, and as much for the client's handshake after it. Programs read their
+/// certificates in between, which on a busy machine takes a small sandbox many seconds.
+pub(crate) const CLIENT_HANDSHAKE_TIME: Duration = Duration::from_secs(60);
+/// For the handshake with upstream.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(20);
 /// For the resolver.
 pub(crate) const RESOLVE_TIME: Duration = Duration::from_secs(10);

@@ -98,7 +98,7 @@ pub(crate) async fn serve(
     };
     let mut out = Direction::default();
     if route.port == TLS_PORT {
-        let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+        let deadline = Instant::now() + limits::CLIENT_HANDSHAKE_TIME;
         // On the heap: tunnels live long, and their first step must not.
         let Some(heard) = Box::pin(expect_hello(&mut client, &route, deadline, &record)).await else {
             return;
@@ -128,7 +128,7 @@ pub(crate) async fn serve(
         if error.kind() == io::ErrorKind::PermissionDenied {
             let refusal = Refusal::denied(&route.admission.rule, NAME_DIFFERS);
             refusal.tell(&record);
-            let deadline = Instant::now() + limits::HANDSHAKE_TIME;
+            let deadline = Instant::now() + limits::CLIENT_HANDSHAKE_TIME;
             let start = Start::Tls(hello::Hello::default());
             let _ = timeout_at(deadline, refuse(&mut client, &start, &refusal, "")).await;
         } else {
