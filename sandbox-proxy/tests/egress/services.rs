@@ -264,6 +264,17 @@ async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
         let body = if name == "content-length" { "x" } else { "" };
         send(&mut client, own.body(Full::from(body)).unwrap()).await;
     }
+    // A server that knows no WebSockets answers as if none were asked for.
+    let upgrade = [
+        ("x-given", answer),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let given = send(&mut client, get(&auth, "/given", &upgrade)).await;
+    assert_eq!(upstream.last().headers["upgrade"], "websocket");
+    assert_eq!(text(&given), r#"{"token":"eyJ0.e30.c2ln"}"#);
     let mut client = running.h1(&registry).await;
     let issued = "Bearer eyJ0.e30.c2ln";
     send(&mut client, get(&registry, "/v2/", &[("authorization", issued)])).await;
