@@ -560,3 +560,31 @@ fn services_move_to_hosts_of_ones_own() {
             .is_none()
     );
 }
+
+#[test]
+fn moved_endpoints_keep_their_port_and_mistakes_are_told() {
+    let service = || {
+        Service::custom("x")
+            .bearer("a.test:8443")
+            .bearer("a.test")
+            .bearer("b.test")
+    };
+    let ports = |service: Service| -> Vec<_> {
+        service.validate().unwrap();
+        let shown = |endpoint: &Endpoint| format!("{}:{}", endpoint.hosts, endpoint.port);
+        service.endpoints.iter().map(shown).collect()
+    };
+    let moved = ports(service().moved("a.test", "own.test"));
+    assert_eq!(moved, ["own.test:8443", "own.test:443", "b.test:443"]);
+    let one = ports(service().moved("A.test:443", "own.test:4443"));
+    assert_eq!(one, ["a.test:8443", "own.test:4443", "b.test:443"]);
+    for wrong in ["c.test", "a.test:444", "*.a.test", ""] {
+        let error = service().moved(wrong, "own.test").validate().unwrap_err();
+        assert!(
+            matches!(&error, InvalidService::NotThere { text, .. } if text == wrong),
+            "{error}"
+        );
+    }
+    let error = service().moved("a.test", "no host").validate().unwrap_err();
+    assert!(matches!(error, InvalidService::Host { .. }), "{error}");
+}
