@@ -151,7 +151,7 @@ fn placement(service: &mut Service, put: Put) -> Option<Placement> {
             base64: true,
         },
         Put::BasicPair => Placement::Basic(Basic::Pair),
-        Put::BasicUser(user) => Placement::Basic(Basic::PasswordOf(user)),
+        Put::BasicUser(user) => service.password_of(user)?,
         Put::BasicPassword(password) => Placement::Basic(Basic::UserWith(password)),
         Put::InPlace => Placement::InPlace,
         Put::Issued => Placement::Issued,

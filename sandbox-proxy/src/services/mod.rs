@@ -123,6 +123,14 @@ pub enum InvalidService {
         /// What was given.
         text: String,
     },
+    /// A user name with a colon, which would be another user name and password (RFC 7617 §2).
+    #[error("service {service}: the user name {text:?} of Basic has a colon")]
+    UserName {
+        /// The service's name.
+        service: String,
+        /// What was given.
+        text: String,
+    },
 }
 
 impl Service {
@@ -203,9 +211,11 @@ impl Service {
 
     /// A host that takes the credential as password of `Authorization: Basic …` with this user name.
     #[must_use]
-    pub fn basic(self, host: &str, username: &str) -> Self {
-        let basic = Basic::PasswordOf(username.to_owned());
-        self.endpoint(host, Vec::new(), Placement::Basic(basic))
+    pub fn basic(mut self, host: &str, username: &str) -> Self {
+        match self.password_of(username.to_owned()) {
+            Some(placement) => self.endpoint(host, Vec::new(), placement),
+            None => self,
+        }
     }
 
     /// A host that takes the credential as a query parameter of this name.
@@ -411,6 +421,18 @@ impl Service {
             prefix: prefix.to_owned(),
             base64: false,
         })
+    }
+
+    /// The placement as password of this user. `None`: it can be no user's, which is kept.
+    fn password_of(&mut self, user: String) -> Option<Placement> {
+        if user.contains(':') {
+            self.error.get_or_insert(InvalidService::UserName {
+                service: self.name.clone(),
+                text: user,
+            });
+            return None;
+        }
+        Some(Placement::Basic(Basic::PasswordOf(user)))
     }
 
     fn endpoint(mut self, text: &str, paths: Vec<PathPattern>, placement: Placement) -> Self {

@@ -100,7 +100,13 @@ fn services(at: &str) -> Vec<(Service, Arc<dyn CredentialSource>)> {
                 value: secret(),
             }),
         ),
-        (service().basic(at, "a:b"), fixed()),
+        (
+            service().bearer(at),
+            of(Credential::Basic {
+                username: "a:b".to_owned(),
+                password: secret(),
+            }),
+        ),
     ]
 }
 
