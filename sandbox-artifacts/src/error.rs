@@ -11,6 +11,13 @@ pub enum ArtifactError {
     /// No directory to keep artefacts in is known.
     #[error("no cache directory: set HOME, XDG_CACHE_HOME or SANDBOX_CACHE_DIR")]
     NoCacheDirectory,
+    /// A variable names a directory by a path that leads somewhere else in each directory: in one that a sandbox writes
+    /// to, it would lead to programs of the sandbox's own making, which the host would run.
+    #[error("{variable} is not an absolute path: write it from / on")]
+    RelativePath {
+        /// The variable.
+        variable: &'static str,
+    },
     /// It was never built here.
     #[error("the {kind} is missing (looked in {}): run `cargo xtask artifacts`", paths(.searched))]
     Missing {

@@ -14,6 +14,7 @@ mod store;
 use std::{
     collections::BTreeMap,
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -155,23 +156,41 @@ pub fn locate_one(kind: Kind) -> Result<PathBuf, ArtifactError> {
 /// `~/.cache/sandbox`.
 ///
 /// # Errors
-/// [`ArtifactError::NoCacheDirectory`] when none of these variables says.
+/// [`ArtifactError::NoCacheDirectory`] when none of these variables says, [`ArtifactError::RelativePath`] when the first
+/// is not absolute.
 pub fn cache_directory() -> Result<PathBuf, ArtifactError> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
+    cache_directory_of(env::var_os)
+}
+
+fn cache_directory_of(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<PathBuf, ArtifactError> {
+    let absolute = |name| {
+        variable(name)
             .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
     };
-    let absolute = |path: &PathBuf| path.is_absolute();
-    set("SANDBOX_CACHE_DIR")
-        .or_else(|| Some(set("XDG_CACHE_HOME").filter(absolute)?.join("sandbox")))
-        .or_else(|| Some(set("HOME").filter(absolute)?.join(".cache/sandbox")))
+    explicit("SANDBOX_CACHE_DIR", &variable)?
+        .or_else(|| Some(absolute("XDG_CACHE_HOME")?.join("sandbox")))
+        .or_else(|| Some(absolute("HOME")?.join(".cache/sandbox")))
         .ok_or(ArtifactError::NoCacheDirectory)
 }
 
+/// The directory that a variable of ours names.
+fn explicit(
+    name: &'static str,
+    variable: impl Fn(&'static str) -> Option<OsString>,
+) -> Result<Option<PathBuf>, ArtifactError> {
+    match variable(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+    {
+        Some(path) if path.is_relative() => Err(ArtifactError::RelativePath { variable: name }),
+        path => Ok(path),
+    }
+}
+
 fn search_directories() -> Result<Vec<PathBuf>, ArtifactError> {
-    if let Some(explicit) = env::var_os("SANDBOX_ARTIFACTS").filter(|value| !value.is_empty()) {
-        return Ok(vec![explicit.into()]);
+    if let Some(explicit) = explicit("SANDBOX_ARTIFACTS", env::var_os)? {
+        return Ok(vec![explicit]);
     }
     let beside = env::current_exe().ok();
     let beside = beside
@@ -194,4 +213,34 @@ fn search(directories: &[PathBuf], kind: Kind) -> Result<Stored, ArtifactError> 
         kind,
         searched: directories.to_vec(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_the_environment_are_absolute_or_none() {
+        let of = |set: &[(&str, &str)]| {
+            let found = |name: &str| set.iter().find(|(other, _)| *other == name);
+            cache_directory_of(|name| found(name).map(|(_, value)| value.into()))
+        };
+        let is = |set: &[(&str, &str)], path: &str| assert_eq!(of(set).unwrap(), Path::new(path));
+        is(&[("SANDBOX_CACHE_DIR", "/c"), ("HOME", "/h")], "/c");
+        is(
+            &[("SANDBOX_CACHE_DIR", ""), ("XDG_CACHE_HOME", "/x")],
+            "/x/sandbox",
+        );
+        is(&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")], "/h/.cache/sandbox");
+        for nowhere in [&[][..], &[("HOME", "")], &[("HOME", "h"), ("XDG_CACHE_HOME", "")]] {
+            assert!(matches!(of(nowhere), Err(ArtifactError::NoCacheDirectory)));
+        }
+        let relative = of(&[("SANDBOX_CACHE_DIR", "c"), ("HOME", "/h")]);
+        assert!(matches!(
+            relative,
+            Err(ArtifactError::RelativePath {
+                variable: "SANDBOX_CACHE_DIR"
+            })
+        ));
+    }
 }

@@ -18,7 +18,8 @@
 //! and in base64, hexadecimal and UTF-16, with whatever escapes of URIs, JSON and HTML, across chunks and frames and
 //! the line breaks of encoders. Each byte found is replaced by `*`. gzip, deflate, brotli and zstd are decoded, and handed
 //! on uncompressed. Requests to a service's hosts, on any port and over plain HTTP, too, ask for whole responses (no
-//! `Range`) without compression (see [`Service::allow_compression`]), and one that cannot be read is refused.
+//! `Range`) without compression (see [`Service::allow_compression`]), and one that cannot be read is refused. Hosts that
+//! get signatures alone are as others here: they never get the key that they could tell.
 //!
 //! The end of a body waits until it is known not to be part of a secret, and in a way that tells nobody whether it
 //! looked like one: what is held back depends on sizes, line ends and times alone. Server-sent events, JSON lines,

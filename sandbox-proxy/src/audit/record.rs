@@ -10,6 +10,7 @@ use sandbox_core::audit::{AuditDecision, AuditEvent, AuditKind};
 
 use super::Hub;
 use super::text::{MAX_TEXT_BYTES, show};
+use crate::defence::holds;
 use crate::services::Explanation;
 
 /// Bytes of a text that are kept while an attempt goes on: more than are shown in the end, so that a secret is found
@@ -138,7 +139,9 @@ impl Record {
         if let Some(cause) = reason.cause_mut() {
             *cause = self.kept(cause);
         }
-        self.tell(|told| told.credential_reason = Some(reason));
+        if holds("credential-reason") {
+            self.tell(|told| told.credential_reason = Some(reason));
+        }
     }
 
     pub(crate) fn status(&self, status: StatusCode) {

@@ -24,6 +24,7 @@ use crate::defence;
 use matcher::{Found, Matcher, Query};
 pub use parse::RuleError;
 use parse::{Action, Rule};
+pub(crate) use path::might_be;
 pub use presets::Preset;
 
 /// Shown as the rule where none matched.

@@ -411,6 +411,18 @@ fn sets_are_named_replaced_and_taken_out() {
 }
 
 #[test]
+fn preset_that_does_not_parse_allows_nothing_and_says_so() {
+    let preset = Preset {
+        name: "broken",
+        version: 1,
+        text: "allow a.test\nno rule at all\n",
+    };
+    let rules = preset.rules().allow("b.test");
+    assert!(!tunnel(&rules, "a.test", 443) && !tunnel(&rules, "b.test", 443));
+    assert!(rules.validate().is_err());
+}
+
+#[test]
 fn presets_can_be_listed_and_trimmed() {
     for preset in Preset::ALL {
         assert!(preset.version > 0);

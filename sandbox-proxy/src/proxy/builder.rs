@@ -135,7 +135,8 @@ impl ProxyBuilder {
         self
     }
 
-    /// Answers a name with fixed addresses instead of looking it up. Its addresses are vetted like any.
+    /// Answers a name with fixed addresses instead of looking it up. Its addresses are vetted like any, and the first 16
+    /// are used. An empty list is a look-up that failed: the name is reached by nothing.
     #[must_use]
     pub fn resolve(mut self, name: HostName, addresses: Vec<IpAddr>) -> Self {
         self.fixed.insert(name, addresses);

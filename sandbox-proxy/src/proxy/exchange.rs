@@ -144,27 +144,28 @@ async fn exchange(
         body = Box::pin(signed).await.map_err(unsigned)?;
     }
     let request = Request::from_parts(parts, body);
-    if let Some(asked) = websocket {
-        return match Box::pin(asked.send(inner, route, &target, request)).await? {
+    let (mut response, mut checkin) = match websocket {
+        Some(asked) => match Box::pin(asked.send(inner, route, &target, request)).await? {
             Opened::Switched(mut response, under_way) => {
                 keep_session(&mut response, is_managed);
                 let held = (permit, under_way);
-                Ok(asked.switch(inner, route, response, after, record, held))
+                return Ok(asked.switch(inner, route, response, after, record, held));
             }
-            Opened::Declined(mut response, checkin) => {
-                keep_session(&mut response, is_managed);
+            Opened::Declined(response, checkin) => {
                 // One that goes through a company's proxy by CONNECT must not carry what is for that proxy later.
                 let is_other = route.forward.is_some() && holds("pool-forwarded");
-                let checkin = checkin.filter(|_| !is_alone && !is_other);
-                pass(inner, route, response, checkin, record, permit)
+                (response, checkin.filter(|_| !is_other))
             }
-        };
-    }
-    let offer = if is_alone { Offer::Alone } else { Offer::Any };
-    let (mut response, mut checkin) = send(inner, route, &target, request, offer).await?;
-    if route.forward.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-        return Err(chain::refused(response.status()));
-    }
+        },
+        None => {
+            let offer = if is_alone { Offer::Alone } else { Offer::Any };
+            let answered = send(inner, route, &target, request, offer).await?;
+            if route.forward.is_some() && answered.0.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+                return Err(chain::refused(answered.0.status()));
+            }
+            answered
+        }
+    };
     if is_alone || message::signs_connection_in(response.headers()) && holds("pool-sign-in") {
         // Closed when the response has ended; one of HTTP/2 signs nobody in.
         checkin = checkin.filter(|checkin| matches!(checkin, Checkin::H2 { .. }));

@@ -58,6 +58,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use body::RequestBody;
@@ -179,13 +180,21 @@ impl Proxy {
         serve_connections(listener, |stream| self.serve(Box::new(stream))).await
     }
 
-    /// Whether every service has its credential. For launch, to fail early.
+    /// Whether every service has a credential that its requests can go out with. For launch, to fail early. A source
+    /// has a minute.
     ///
     /// # Errors
     /// The first service that has none.
     pub async fn check_credentials(&self) -> Result<(), MissingCredential> {
         for bound in self.inner.services.bounds() {
-            if let Err(cause) = bound.fetch(&self.inner.sandbox, None).await {
+            let checked = timeout(limits::CREDENTIAL_TIME, bound.check(&self.inner.sandbox)).await;
+            let too_slow = |_| {
+                Err(CredentialError::Failed {
+                    source_name: bound.source.describe(),
+                    cause: "it did not answer in time".into(),
+                })
+            };
+            if let Err(cause) = checked.unwrap_or_else(too_slow) {
                 return Err(MissingCredential {
                     service: bound.service.name().to_owned(),
                     source_name: bound.source.describe(),
@@ -339,7 +348,7 @@ async fn turn_away(inner: &Inner, mut stream: BoxStream) {
             let _ = stream.shutdown().await;
         }
     };
-    let _ = tokio::time::timeout(Duration::from_secs(1), tell).await;
+    let _ = timeout(Duration::from_secs(1), tell).await;
 }
 
 fn is_passing(error: &std::io::Error) -> bool {

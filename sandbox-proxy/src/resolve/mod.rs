@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 pub use servers::{NameServers, NameServersError};
 
+use crate::defence::holds;
+
 /// Protects the vetting and dialling from an answer without end; real answers hold a handful.
 const MAX_ADDRESSES: usize = 16;
 /// Look-ups under way of one sandbox. Protects the threads that block in the host's resolver: the whole process
@@ -26,9 +28,13 @@ const MAX_LOOKUPS: usize = 32;
 const LOOKUP_TIME: Duration = Duration::from_secs(40);
 
 /// Looks names up. Its answers are not trusted: each address is vetted before one is dialled.
+///
+/// It is asked for up to 32 names of a sandbox at a time; further look-ups wait for one of them to end. A request waits
+/// 10 s for its look-up, which goes on for 40 s at most, so that what it takes of the host is counted until then.
 #[async_trait]
 pub trait Resolver: Send + Sync + fmt::Debug {
-    /// The addresses of a name, best first.
+    /// The addresses of a name, best first. The first 16 are used: all of them are vetted, and one that is refused
+    /// refuses the name. None at all is a look-up that failed.
     ///
     /// # Errors
     /// The look-up failed or the name does not exist.
@@ -86,7 +92,9 @@ impl Names {
             Some(fixed) => (fixed.clone(), held),
             None => self.ask(name, held).await?,
         };
-        addresses.truncate(MAX_ADDRESSES);
+        if holds("resolved-addresses") {
+            addresses.truncate(MAX_ADDRESSES);
+        }
         for address in &mut addresses {
             *address = address.to_canonical();
         }
@@ -112,5 +120,39 @@ impl Names {
             Ok((found??, held))
         });
         asked.await.map_err(io::Error::other)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many addresses as a number in the name says.
+    #[derive(Debug)]
+    struct Many;
+
+    #[async_trait]
+    impl Resolver for Many {
+        async fn lookup(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+            let number: u8 = name.as_str().trim_end_matches(".test").parse().unwrap();
+            Ok((0..number).map(|last| IpAddr::from([192, 0, 2, last])).collect())
+        }
+    }
+
+    #[tokio::test]
+    async fn first_addresses_of_an_answer_are_used_and_none_is_a_failure() {
+        let fixed = |number: u8| (0..number).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+        let name = |text: &str| -> HostName { text.parse().unwrap() };
+        let answers = [(name("many.test"), fixed(200)), (name("none.test"), fixed(0))];
+        let names = Names::new(answers.into(), Box::new(Many));
+        for (asked, wanted) in [("3.test", 3), ("16.test", 16), ("17.test", 16), ("many.test", 16)] {
+            let (addresses, ()) = names.lookup(&name(asked), ()).await.unwrap();
+            let first: Vec<IpAddr> = fixed(wanted);
+            assert_eq!(addresses, first, "{asked}");
+        }
+        for asked in ["0.test", "none.test"] {
+            let error = names.lookup(&name(asked), ()).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{asked}");
+        }
     }
 }

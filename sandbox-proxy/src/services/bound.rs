@@ -6,9 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
+use http::header::AUTHORIZATION;
 use http::request::Parts;
 use sandbox_core::SandboxId;
-use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
+use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::Host;
 use tokio::sync::Semaphore;
 
@@ -119,22 +121,73 @@ impl Bound {
         Ok((Injected::Managed, None))
     }
 
+    /// Whether the source gives something now that requests can go out with.
+    pub(crate) async fn check(&self, sandbox: &SandboxId) -> Result<(), CredentialError> {
+        let issued = self.fetch_good(sandbox, None).await?;
+        let malformed = |why| CredentialError::Malformed {
+            source_name: self.source.describe(),
+            why,
+        };
+        let (mut is_of_use, mut is_other) = (false, false);
+        for endpoint in &self.service.endpoints {
+            match self.try_out(endpoint, &issued.credential) {
+                Ok(()) => is_of_use = true,
+                // Of no use here, but maybe at another endpoint.
+                Err(InjectError::Kind(_)) => is_other = true,
+                Err(InjectError::Pair(_)) => return Err(malformed("it must be user:password")),
+                Err(InjectError::Form(_) | InjectError::Rejected(_)) => {
+                    return Err(malformed("it has a form that the service's requests cannot hold"));
+                }
+            }
+        }
+        if is_other && !is_of_use {
+            return Err(malformed("it is of a kind that the service does not take"));
+        }
+        Ok(())
+    }
+
+    /// Puts a credential into a request that goes nowhere.
+    fn try_out(&self, endpoint: &Endpoint, credential: &Credential) -> Result<(), InjectError> {
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        match (&endpoint.placement, credential) {
+            (Placement::Issued, _) => return Ok(()),
+            (Placement::SigV4 { .. }, credential) => {
+                return sign::check(credential, self.service.name());
+            }
+            (Placement::InPlace, _) => {
+                let placeholder = self.service.placeholders().first();
+                if let Some(value) = placeholder.and_then(|(_, text)| HeaderValue::try_from(text).ok()) {
+                    parts.headers.insert(AUTHORIZATION, value);
+                }
+            }
+            _ => {}
+        }
+        let credential = inject::shaped(credential.clone(), &self.service, endpoint)?;
+        inject::replace(&mut parts, &self.service, endpoint, &credential)
+    }
+
     /// The credential of now.
     async fn issue(&self, target: (&Host, u16), sandbox: &SandboxId) -> Result<Issued, BoundError> {
-        let has_ended = |issued: &Issued| {
-            !issued.outlasts(SystemTime::now(), Duration::ZERO) && holds("ended-credentials")
-        };
-        let cause = match self.fetch(sandbox, Some(target)).await {
-            Ok(issued) if has_ended(&issued) => CredentialError::Ended {
-                source_name: self.source.describe(),
-            },
-            Ok(issued) => return Ok(issued),
-            Err(cause) => cause,
-        };
-        Err(BoundError::Source {
+        let issued = self.fetch_good(sandbox, Some(target)).await;
+        issued.map_err(|cause| BoundError::Source {
             service: self.service.name().to_owned(),
             cause,
         })
+    }
+
+    /// What the source gives, unless it has ended.
+    async fn fetch_good(
+        &self,
+        sandbox: &SandboxId,
+        target: Option<(&Host, u16)>,
+    ) -> Result<Issued, CredentialError> {
+        let issued = self.fetch(sandbox, target).await?;
+        if !issued.outlasts(SystemTime::now(), Duration::ZERO) && holds("ended-credentials") {
+            return Err(CredentialError::Ended {
+                source_name: self.source.describe(),
+            });
+        }
+        Ok(issued)
     }
 
     /// Whether a request keeps the signature that it has: one with other keys than the placeholders.
@@ -152,7 +205,7 @@ impl Bound {
         }
     }
 
-    pub(crate) async fn fetch(
+    async fn fetch(
         &self,
         sandbox: &SandboxId,
         target: Option<(&Host, u16)>,

@@ -151,7 +151,7 @@ fn placement(service: &mut Service, put: Put) -> Option<Placement> {
             base64: true,
         },
         Put::BasicPair => Placement::Basic(Basic::Pair),
-        Put::BasicUser(user) => Placement::Basic(Basic::PasswordOf(user)),
+        Put::BasicUser(user) => service.password_of(user)?,
         Put::BasicPassword(password) => Placement::Basic(Basic::UserWith(password)),
         Put::InPlace => Placement::InPlace,
         Put::Issued => Placement::Issued,
@@ -165,26 +165,36 @@ fn placement(service: &mut Service, put: Put) -> Option<Placement> {
 }
 
 impl Endpoint {
-    /// Parses `host` or `host:port`.
+    /// Parses `host` (port 443) or `host:port`.
     pub(super) fn parse(
         service: &str,
         text: &str,
         paths: Vec<PathPattern>,
         placement: Placement,
     ) -> Result<Self, InvalidService> {
+        let (hosts, port) = Self::parse_place(service, text, 443)?;
+        Ok(Self {
+            hosts,
+            port,
+            paths,
+            placement,
+            issues_tokens: false,
+        })
+    }
+
+    /// Parses `host` or `host:port`.
+    pub(super) fn parse_place(
+        service: &str,
+        text: &str,
+        default_port: u16,
+    ) -> Result<(Hosts, u16), InvalidService> {
         let (hosts, port) = match text.rsplit_once(':') {
             // An IPv6 address without brackets has no port.
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
-            _ => (text, Some(443)),
+            _ => (text, Some(default_port)),
         };
         match (Hosts::parse(hosts), port) {
-            (Ok(hosts), Some(port)) if port != 0 => Ok(Self {
-                hosts,
-                port,
-                paths,
-                placement,
-                issues_tokens: false,
-            }),
+            (Ok(hosts), Some(port)) if port != 0 => Ok((hosts, port)),
             (hosts, _) => Err(InvalidService::Host {
                 service: service.to_owned(),
                 text: text.to_owned(),

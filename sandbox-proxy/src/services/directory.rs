@@ -184,16 +184,32 @@ impl Managed {
         matches!(self.why_not, None | Some(CredentialReason::PlainHttp))
     }
 
-    /// The first endpoint that has this path.
+    /// The first endpoint that has this path. Of one that issues tokens, also a path that some server might read as its
+    /// own; where nobody can say whether a path is that, it gets no credential.
     pub(crate) fn endpoint(&self, path: &str) -> Option<&Endpoint> {
         self.endpoint_and_place(path).map(|(endpoint, _)| endpoint)
     }
 
     /// The same, with where its credential goes in words.
     fn endpoint_and_place(&self, path: &str) -> Option<(&Endpoint, &Arc<str>)> {
-        let own = self.endpoints.iter();
-        let mut own = own.filter_map(|index| self.bound.endpoint_and_place(*index));
-        own.find(|(endpoint, _)| endpoint.has_path(path))
+        let mut is_clear = true;
+        for index in &self.endpoints {
+            let (endpoint, place) = self.bound.endpoint_and_place(*index)?;
+            if endpoint.has_path(path) {
+                let gets_secret = endpoint.placement != Placement::Issued;
+                return (is_clear || !gets_secret).then_some((endpoint, place));
+            }
+            // What a token server gives is looked into, so it must not be got by another spelling of its path, by which
+            // the request would be another endpoint's.
+            if endpoint.issues_tokens && holds("issuer-path") {
+                match endpoint.might_have_path(path) {
+                    Some(true) => return Some((endpoint, place)),
+                    Some(false) => {}
+                    None => is_clear = false,
+                }
+            }
+        }
+        None
     }
 
     /// The service, if answers to requests with this path are its tokens.

@@ -3,6 +3,8 @@
 use http::HeaderName;
 use sandbox_core::host::{Host, HostName, InvalidHost};
 
+use crate::policy::might_be;
+
 /// Some requests to one host, or to some hosts, on one port, and where the credential goes in them.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
@@ -73,6 +75,13 @@ impl Endpoint {
     pub(crate) fn has_path(&self, path: &str) -> bool {
         self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(path))
     }
+
+    /// Whether some server might take this path for one of its own. `None` where nobody can say.
+    pub(crate) fn might_have_path(&self, path: &str) -> Option<bool> {
+        might_be(path, |reading| {
+            self.paths.iter().any(|pattern| pattern.matches_reading(reading))
+        })
+    }
 }
 
 impl Hosts {
@@ -131,6 +140,15 @@ impl PathPattern {
             (true, false) => path.ends_with(&self.text),
             (true, true) => path.contains(&self.text),
         }
+    }
+
+    /// The same for a path as the policy reads it: in lower case, and without a slash at its end.
+    fn matches_reading(&self, reading: &str) -> bool {
+        let as_read = Self {
+            text: self.text.to_ascii_lowercase(),
+            ..*self
+        };
+        as_read.matches(reading) || as_read.matches(&[reading, "/"].concat())
     }
 }
 

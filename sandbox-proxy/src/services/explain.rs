@@ -24,7 +24,7 @@ pub enum CredentialReason {
         /// Where it goes, for people.
         place: Arc<str>,
     },
-    /// No service has this host. A TLS stream to it is not read.
+    /// No service has this host. A TLS stream to it is read only where a rule asks for method or path.
     NoService,
     /// The service has this host on other ports only.
     OtherPort {

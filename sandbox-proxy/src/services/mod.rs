@@ -115,6 +115,22 @@ pub enum InvalidService {
         /// The environment variable.
         variable: String,
     },
+    /// A host that the service was to be moved from, and does not have.
+    #[error("service {service} has no host {text:?} that could be moved")]
+    NotThere {
+        /// The service's name.
+        service: String,
+        /// What was given.
+        text: String,
+    },
+    /// A user name with a colon, which would be another user name and password (RFC 7617 §2).
+    #[error("service {service}: the user name {text:?} of Basic has a colon")]
+    UserName {
+        /// The service's name.
+        service: String,
+        /// What was given.
+        text: String,
+    },
 }
 
 impl Service {
@@ -195,9 +211,11 @@ impl Service {
 
     /// A host that takes the credential as password of `Authorization: Basic …` with this user name.
     #[must_use]
-    pub fn basic(self, host: &str, username: &str) -> Self {
-        let basic = Basic::PasswordOf(username.to_owned());
-        self.endpoint(host, Vec::new(), Placement::Basic(basic))
+    pub fn basic(mut self, host: &str, username: &str) -> Self {
+        match self.password_of(username.to_owned()) {
+            Some(placement) => self.endpoint(host, Vec::new(), placement),
+            None => self,
+        }
     }
 
     /// A host that takes the credential as a query parameter of this name.
@@ -297,21 +315,32 @@ impl Service {
         self
     }
 
-    /// The same service on a host of your own: every endpoint at `from` is at `to` instead, which is `host` or
-    /// `host:port`. For instance `Service::gitlab().moved("gitlab.com", "gitlab.acme.example")`.
+    /// The same service on a host of your own: every endpoint at `from` is at `to` instead. `from` is a host as the
+    /// service has it, of whatever port; with a port, endpoints on that one alone move. `to` is `host`, for the port
+    /// that each had, or `host:port`. For instance `Service::gitlab().moved("gitlab.com", "gitlab.acme.example")`. A
+    /// `from` that the service does not have is a mistake that building a proxy tells.
     #[must_use]
     pub fn moved(mut self, from: &str, to: &str) -> Self {
-        for endpoint in std::mem::take(&mut self.endpoints) {
-            if endpoint.hosts.to_string() == from {
-                self = self.endpoint(to, endpoint.paths, endpoint.placement);
-                if let Some(moved) = self.endpoints.last_mut() {
-                    moved.issues_tokens = endpoint.issues_tokens;
+        let mut has_moved = false;
+        for mut endpoint in std::mem::take(&mut self.endpoints) {
+            let (hosts, port) = (endpoint.hosts.to_string(), endpoint.port);
+            if hosts.eq_ignore_ascii_case(from) || format!("{hosts}:{port}").eq_ignore_ascii_case(from) {
+                has_moved = true;
+                match Endpoint::parse_place(&self.name, to, port) {
+                    Ok(place) => (endpoint.hosts, endpoint.port) = place,
+                    Err(error) => self.error = self.error.or(Some(error)),
                 }
-            } else {
-                self.endpoints.push(endpoint);
             }
+            self.endpoints.push(endpoint);
         }
-        self
+        if has_moved {
+            return self;
+        }
+        let error = InvalidService::NotThere {
+            service: self.name.clone(),
+            text: from.to_owned(),
+        };
+        self.fail(error)
     }
 
     /// Also sends the credential over plain HTTP, readable by everyone on the way. For stand-ins and closed
@@ -392,6 +421,18 @@ impl Service {
             prefix: prefix.to_owned(),
             base64: false,
         })
+    }
+
+    /// The placement as password of this user. `None`: it can be no user's, which is kept.
+    fn password_of(&mut self, user: String) -> Option<Placement> {
+        if user.contains(':') {
+            self.error.get_or_insert(InvalidService::UserName {
+                service: self.name.clone(),
+                text: user,
+            });
+            return None;
+        }
+        Some(Placement::Basic(Basic::PasswordOf(user)))
     }
 
     fn endpoint(mut self, text: &str, paths: Vec<PathPattern>, placement: Placement) -> Self {

@@ -175,7 +175,7 @@ pub(super) fn find(value: &[u8], service: &Service) -> Option<Found> {
     }
     let (scheme, rest) = text.split_once(' ')?;
     let rest = rest.trim();
-    if scheme.eq_ignore_ascii_case("basic") {
+    if scheme.eq_ignore_ascii_case("basic") && holds("basic-placeholders") {
         let decoded = Zeroizing::new(LENIENT.decode(rest).ok()?);
         let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
         return if service.is_placeholder(password) {

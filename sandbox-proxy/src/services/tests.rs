@@ -6,7 +6,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::Request;
 use http::request::Parts;
-use sandbox_core::credential::{Credential, SecretString};
+use sandbox_core::credential::{
+    Credential, CredentialError, CredentialRequest, CredentialSource, Issued, SecretString,
+};
 
 use super::directory::{Directory, Managed};
 use super::inject::{self, InjectError, Injected};
@@ -559,4 +561,121 @@ fn services_move_to_hosts_of_ones_own() {
             .select(true, &"gitlab.com".parse().unwrap(), 443)
             .is_none()
     );
+}
+
+#[test]
+fn moved_endpoints_keep_their_port_and_mistakes_are_told() {
+    let service = || {
+        Service::custom("x")
+            .bearer("a.test:8443")
+            .bearer("a.test")
+            .bearer("b.test")
+    };
+    let ports = |service: Service| -> Vec<_> {
+        service.validate().unwrap();
+        let shown = |endpoint: &Endpoint| format!("{}:{}", endpoint.hosts, endpoint.port);
+        service.endpoints.iter().map(shown).collect()
+    };
+    let moved = ports(service().moved("a.test", "own.test"));
+    assert_eq!(moved, ["own.test:8443", "own.test:443", "b.test:443"]);
+    let one = ports(service().moved("A.test:443", "own.test:4443"));
+    assert_eq!(one, ["a.test:8443", "own.test:4443", "b.test:443"]);
+    for wrong in ["c.test", "a.test:444", "*.a.test", ""] {
+        let error = service().moved(wrong, "own.test").validate().unwrap_err();
+        assert!(
+            matches!(&error, InvalidService::NotThere { text, .. } if text == wrong),
+            "{error}"
+        );
+    }
+    let error = service().moved("a.test", "no host").validate().unwrap_err();
+    assert!(matches!(error, InvalidService::Host { .. }), "{error}");
+}
+
+#[test]
+fn user_name_with_a_colon_is_a_mistake_of_the_service() {
+    let error = Service::custom("x")
+        .basic("a.test", "a:b")
+        .validate()
+        .unwrap_err();
+    assert!(matches!(error, InvalidService::UserName { .. }), "{error}");
+    let definition =
+        "format = 1\nname = \"x\"\n[[endpoint]]\nhosts = [\"a.test\"]\nput = { basic-user = \"a:b\" }";
+    let error = Service::from_toml(definition).unwrap_err();
+    assert!(matches!(error, InvalidService::UserName { .. }), "{error}");
+}
+
+/// Gives what it has, or never answers.
+#[derive(Debug, Clone)]
+struct Gives(Option<Issued>);
+
+#[async_trait::async_trait]
+impl CredentialSource for Gives {
+    fn describe(&self) -> String {
+        "a source".to_owned()
+    }
+
+    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        match &self.0 {
+            Some(issued) => Ok(issued.clone()),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn credential_that_can_never_be_sent_is_told_at_launch() {
+    let check = async |service: Service, issued: Option<Issued>| {
+        let builder = crate::Proxy::builder("one".parse().unwrap());
+        let proxy = builder.credential(service, std::sync::Arc::new(Gives(issued)));
+        let result = proxy.build().unwrap().check_credentials().await;
+        result.map_err(|error| (error.to_string(), error.cause))
+    };
+    let token = |text: &str| Some(Issued::token(text));
+    let keys = |id: &str, token: &str| {
+        Some(Issued::new(Credential::Aws {
+            access_key_id: id.to_owned(),
+            secret_access_key: "secret".into(),
+            session_token: Some(token.into()),
+        }))
+    };
+    let ended = || std::time::SystemTime::now() - std::time::Duration::from_secs(1);
+    let s3 = || Service::custom("s3").sigv4("s3.test");
+    let holder = Service::custom("x").in_place("a.test").environment("X", "holder");
+    let basic_user =
+        "format = 1\nname = \"x\"\n[[endpoint]]\nhosts = [\"a.test\"]\nput = { basic-password = \"\" }";
+    let user = Service::from_toml(basic_user).unwrap();
+    for (service, issued) in [
+        (Service::docker_io(), token("no-pair")),
+        (Service::github(), token("line\nbreak")),
+        (Service::aws(), token("no-keys")),
+        (s3(), keys("AK\nID", "")),
+        (s3(), keys("AKID", "line\nbreak")),
+        (Service::openai(), keys("AKID", "")),
+        (holder.clone(), token("line\nbreak")),
+        (user.clone(), token("a:b")),
+    ] {
+        let (error, cause) = check(service.clone(), issued).await.unwrap_err();
+        assert!(
+            matches!(cause, CredentialError::Malformed { .. }),
+            "{error} {cause}"
+        );
+        assert!(!format!("{error}{cause}").contains("break"), "{error} {cause}");
+    }
+    let old = keys("AKID", "").map(|keys| keys.until(ended()));
+    let (_, cause) = check(s3(), old).await.unwrap_err();
+    assert!(matches!(cause, CredentialError::Ended { .. }), "{cause}");
+    let (_, cause) = check(Service::openai(), None).await.unwrap_err();
+    assert!(matches!(cause, CredentialError::Failed { .. }), "{cause}");
+    for (service, issued) in [
+        (Service::docker_io(), token("user:password")),
+        (Service::gitlab(), token("secret")),
+        (Service::aws(), keys("AKID", "")),
+        (s3().bearer("a.test"), keys("AKID", "")),
+        (s3().bearer("a.test"), token("secret")),
+        (holder, token("secret")),
+        (user, token("secret")),
+        (Service::custom("x").query("a.test", "key"), token("ä&")),
+    ] {
+        check(service, issued).await.unwrap();
+    }
 }

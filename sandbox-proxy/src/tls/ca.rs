@@ -55,6 +55,8 @@ struct Keys {
 struct Leaf {
     host: Host,
     minted: Instant,
+    /// By the clock that goes on while the machine sleeps, as the certificate's own end does.
+    minted_at: SystemTime,
     prefers_h1: Arc<ServerConfig>,
     prefers_h2: Arc<ServerConfig>,
 }
@@ -98,6 +100,12 @@ impl Ca {
     }
 
     fn keys(&self) -> Result<&Keys, CaError> {
+        #[cfg(feature = "mutants")]
+        if !holds("ca-per-sandbox") {
+            static SHARED: OnceLock<Keys> = OnceLock::new();
+            let made = Keys::new(&self.sandbox)?;
+            return Ok(SHARED.get_or_init(|| made));
+        }
         if let Some(keys) = self.keys.get() {
             return Ok(keys);
         }
@@ -111,6 +119,15 @@ impl Ca {
 
     /// What a server for `host` answers with. Minted on first use.
     pub(crate) fn server(&self, host: &Host, prefers_h2: bool) -> Result<Arc<ServerConfig>, CaError> {
+        self.server_at(host, prefers_h2, SystemTime::now())
+    }
+
+    fn server_at(
+        &self,
+        host: &Host,
+        prefers_h2: bool,
+        now: SystemTime,
+    ) -> Result<Arc<ServerConfig>, CaError> {
         let pick = |leaf: &Leaf| {
             Arc::clone(if prefers_h2 {
                 &leaf.prefers_h2
@@ -119,20 +136,26 @@ impl Ca {
             })
         };
         let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        leaves.retain(|leaf| leaf.minted.elapsed() < LEAF_USE);
+        leaves.retain(|leaf| leaf.is_fresh(now));
         if let Some(leaf) = leaves.iter().find(|leaf| leaf.host == *host) {
             return Ok(pick(leaf));
         }
-        let leaf = self.mint(host)?;
+        let leaf = self.mint(host, now)?;
         let config = pick(&leaf);
-        if leaves.len() >= MAX_LEAVES {
+        if leaves.len() >= MAX_LEAVES && holds("leaf-bound") {
             leaves.pop_front();
         }
         leaves.push_back(leaf);
         Ok(config)
     }
 
-    fn mint(&self, host: &Host) -> Result<Leaf, CaError> {
+    /// For how many hosts certificates are held.
+    #[cfg(test)]
+    pub(crate) fn leaves(&self) -> usize {
+        self.leaves.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn mint(&self, host: &Host, now: SystemTime) -> Result<Leaf, CaError> {
         let keys = self.keys()?;
         let mut params = CertificateParams::default();
         // Names can be longer than a common name may be; clients read the alternative name.
@@ -144,12 +167,13 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        (params.not_before, params.not_after) = validity(LEAF_LIFETIME);
+        (params.not_before, params.not_after) = validity(LEAF_LIFETIME, now);
         let certificate = params.signed_by(&keys.leaf, &keys.issuer)?;
         let chain = vec![certificate.der().clone(), keys.issuer.der().clone()];
         Ok(Leaf {
             host: host.clone(),
             minted: Instant::now(),
+            minted_at: now,
             prefers_h1: self.configure(keys, chain.clone(), [b"http/1.1", b"h2"])?,
             prefers_h2: self.configure(keys, chain, [b"h2", b"http/1.1"])?,
         })
@@ -186,13 +210,22 @@ impl Keys {
         params.distinguished_name = named(format!("sandbox {sandbox} (in-memory authority)"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = validity(CA_LIFETIME);
+        (params.not_before, params.not_after) = validity(CA_LIFETIME, SystemTime::now());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         Ok(Self {
             issuer: CertifiedIssuer::self_signed(params, key)?,
             leaf: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
             ticketer: Ticketer::new()?,
         })
+    }
+}
+
+impl Leaf {
+    /// Whether it is good for long enough. One from what is now the future is minted anew: the clock was set back, and
+    /// nobody knows by how much.
+    fn is_fresh(&self, now: SystemTime) -> bool {
+        let age = now.duration_since(self.minted_at);
+        self.minted.elapsed() < LEAF_USE && age.is_ok_and(|age| age < LEAF_USE)
     }
 }
 
@@ -208,7 +241,91 @@ fn named(common_name: String) -> DistinguishedName {
     name
 }
 
-fn validity(lifetime: Duration) -> (time::OffsetDateTime, time::OffsetDateTime) {
-    let now = SystemTime::now();
+fn validity(lifetime: Duration, now: SystemTime) -> (time::OffsetDateTime, time::OffsetDateTime) {
     ((now - BACKDATED).into(), (now + lifetime).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{Proxy, Rules};
+
+    fn ca() -> Ca {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        Ca::new("one".parse().unwrap(), provider)
+    }
+
+    #[test]
+    fn certificate_that_slept_too_long_is_made_anew() {
+        let (ca, host, now) = (ca(), "a.test".parse().unwrap(), SystemTime::now());
+        let at = |now| ca.server_at(&host, true, now).unwrap();
+        let first = at(now);
+        assert!(Arc::ptr_eq(&first, &at(now + LEAF_USE / 2)));
+        // No time passes for this process while the machine sleeps.
+        let second = at(now + Duration::from_secs(8 * 24 * 3600));
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(!Arc::ptr_eq(&second, &at(now)), "a clock that was set back");
+        assert_eq!(ca.leaves(), 1);
+    }
+
+    #[test]
+    fn certificates_are_held_for_some_hosts_only() {
+        let ca = ca();
+        let host = |number: usize| format!("h{number}.test").parse().unwrap();
+        let first = ca.server(&host(0), true).unwrap();
+        for number in 1..=MAX_LEAVES {
+            ca.server(&host(number), true).unwrap();
+        }
+        assert_eq!(ca.leaves(), MAX_LEAVES);
+        assert!(
+            !Arc::ptr_eq(&first, &ca.server(&host(0), true).unwrap()),
+            "the oldest went"
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_is_minted_for_what_the_policy_refuses() {
+        let rules = Rules::new().allow("GET allowed.test/x").deny("denied.test");
+        let proxy = Proxy::builder("one".parse().unwrap())
+            .policy(Arc::new(rules))
+            .build()
+            .unwrap();
+        let named = |name: &str| {
+            let mut hello = Vec::new();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            let name = name.to_owned().try_into().unwrap();
+            let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+            client.write_tls(&mut hello).unwrap();
+            hello
+        };
+        for (target, name, minted) in [
+            ("denied.test", "denied.test", 0),
+            ("denied.test", "allowed.test", 0),
+            ("allowed.test", "denied.test", 0),
+            ("allowed.test", "allowed.test", 1),
+        ] {
+            let (mut near, far) = tokio::io::duplex(1 << 16);
+            let serving = tokio::spawn(proxy.serve(Box::new(far)));
+            let head = format!("CONNECT {target}:443 HTTP/1.1\r\nHost: {target}:443\r\n\r\n");
+            near.write_all(head.as_bytes()).await.unwrap();
+            near.write_all(&named(name)).await.unwrap();
+            let mut seen = Vec::new();
+            // A tunnel that is served goes on: its client has answered nothing yet.
+            while !seen.windows(3).any(|bytes| bytes == b"\x16\x03\x03") {
+                if near.read_buf(&mut seen).await.unwrap() == 0 {
+                    break;
+                }
+            }
+            drop(near);
+            serving.await.unwrap();
+            assert_eq!(proxy.ca().leaves(), minted, "{target} {name}");
+        }
+    }
 }

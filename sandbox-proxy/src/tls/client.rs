@@ -9,6 +9,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use sandbox_core::host::Host;
 use tokio::sync::OnceCell;
 
+use crate::defence::holds;
+
 /// Verifies upstream against the platform's roots and those given. Loaded on first use: most sandboxes start
 /// faster than the roots load.
 #[derive(Debug)]
@@ -41,7 +43,8 @@ impl Clients {
             let mut roots = RootCertStore::empty();
             match platform {
                 Ok(found) => {
-                    let (taken, _) = roots.add_parsable_certificates(found.certs);
+                    let certificates = found.certs.into_iter().filter(|_| holds("platform-roots"));
+                    let (taken, _) = roots.add_parsable_certificates(certificates);
                     if taken == 0 {
                         tracing::warn!("the platform has no root certificates; only extra roots are trusted");
                     }
@@ -55,7 +58,7 @@ impl Clients {
                     .with_root_certificates(roots.clone())
                     .with_no_client_auth();
                 #[cfg(feature = "mutants")]
-                if !crate::defence::holds("upstream-certificate") {
+                if !holds("upstream-certificate") {
                     config
                         .dangerous()
                         .set_certificate_verifier(Arc::new(mutant::Any(Arc::clone(&self.provider))));

@@ -204,6 +204,36 @@ async fn upstream_with_an_untrusted_certificate_gets_nothing() {
     assert!(upstream.seen().is_empty());
 }
 
+/// Its inner half has this upstream's authority where the platform has its own.
+#[tokio::test]
+async fn upstream_is_trusted_by_the_roots_of_the_platform() {
+    let Some(file) = told() else {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("roots.pem");
+        let test = "upstream_is_trusted_by_the_roots_of_the_platform";
+        let mut inner = inner_half(module_path!(), test, "", &file);
+        inner.env("SSL_CERT_FILE", &file).env_remove("SSL_CERT_DIR");
+        return assert_passes(inner);
+    };
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let other = Upstream::tls(&["http/1.1"]).await;
+    std::fs::write(file, &upstream.ca_pem).unwrap();
+    for (upstream, status) in [(&upstream, StatusCode::OK), (&other, StatusCode::BAD_GATEWAY)] {
+        let at = upstream.at("api.test");
+        let running = Running::start(|builder| {
+            let rules = Rules::new().allow(&format!("{at} special-ranges"));
+            let builder = builder
+                .policy(Arc::new(rules))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL]);
+            with_credential(builder, upstream)
+        })
+        .await;
+        assert_eq!(running.get(&at, "/").await.status(), status);
+    }
+    assert_eq!(upstream.last().headers["x-api-key"], SECRET);
+    assert!(other.seen().is_empty());
+}
+
 #[tokio::test]
 async fn certificate_names_the_host_and_differs_by_sandbox() {
     let upstream = Upstream::tls(&["http/1.1"]).await;

@@ -100,7 +100,13 @@ fn services(at: &str) -> Vec<(Service, Arc<dyn CredentialSource>)> {
                 value: secret(),
             }),
         ),
-        (service().basic(at, "a:b"), fixed()),
+        (
+            service().bearer(at),
+            of(Credential::Basic {
+                username: "a:b".to_owned(),
+                password: secret(),
+            }),
+        ),
     ]
 }
 
@@ -358,4 +364,45 @@ async fn source_that_panics_is_one_that_gives_nothing() {
     let own = ask().header("authorization", "Bearer mine").body(Full::default());
     assert_eq!(send(&mut client, own.unwrap()).await.status(), StatusCode::OK);
     assert_eq!(upstream.last().headers["authorization"], "Bearer mine");
+}
+
+#[tokio::test]
+async fn no_secret_in_what_is_told_of_a_source_that_panics_with_it() {
+    #[derive(Debug)]
+    struct Panics;
+    #[async_trait]
+    impl CredentialSource for Panics {
+        fn describe(&self) -> String {
+            "panics".into()
+        }
+        async fn fetch(&self, _: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+            panic!("the key {SECRET} is of no use");
+        }
+    }
+    let (log, _guard) = log();
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let lines = Shared::default();
+    let running = Running::start(|builder| {
+        allowed(builder, &upstream)
+            .audit(Arc::new(JsonLines::new(lines.clone())))
+            .credential(Service::custom("api").bearer(&at), Arc::new(Panics))
+    })
+    .await;
+    let missing = running.proxy.check_credentials().await.unwrap_err();
+    let cause = std::error::Error::source(&missing.cause).unwrap();
+    let mut told = format!("{missing} {missing:?} {} {cause}", missing.cause);
+    let response = running.get(&at, "/").await;
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    write!(told, "{response:?}").unwrap();
+    running.events.wait(|event| event.status == Some(502)).await;
+    write!(told, "{:?}", running.events.all()).unwrap();
+    assert!(told.contains("panicked") && upstream.seen().is_empty());
+    assert_clean("told", &told);
+    while !lines.text().contains("502") {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_clean("records", &lines.text());
+    assert!(log.text().contains("sandbox_proxy::credentials"));
+    assert_clean("log", &log.text());
 }

@@ -264,6 +264,17 @@ async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
         let body = if name == "content-length" { "x" } else { "" };
         send(&mut client, own.body(Full::from(body)).unwrap()).await;
     }
+    // A server that knows no WebSockets answers as if none were asked for.
+    let upgrade = [
+        ("x-given", answer),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let given = send(&mut client, get(&auth, "/given", &upgrade)).await;
+    assert_eq!(upstream.last().headers["upgrade"], "websocket");
+    assert_eq!(text(&given), r#"{"token":"eyJ0.e30.c2ln"}"#);
     let mut client = running.h1(&registry).await;
     let issued = "Bearer eyJ0.e30.c2ln";
     send(&mut client, get(&registry, "/v2/", &[("authorization", issued)])).await;
@@ -279,6 +290,43 @@ async fn token_server_gets_basic_and_its_tokens_pass_to_the_registry_alone() {
     let event = running.events.wait(|event| event.host == "other.test").await;
     assert_eq!(event.credential, None);
     assert!(event.credential_reason.unwrap().contains("gave to the client"));
+}
+
+#[tokio::test]
+async fn token_server_is_the_same_by_every_spelling_of_its_path() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let definition = format!(
+        "format = 1\nname = \"api\"\n\
+         [[endpoint]]\nhosts = [\"{at}\"]\npaths = [\"/jwt/auth\"]\nput = \"bearer\"\nissues-tokens = true\n\
+         [[endpoint]]\nhosts = [\"{at}\"]\nput = \"bearer\"\n"
+    );
+    let service = Service::from_toml(&definition).unwrap();
+    let running = Running::serving(&upstream, service).await;
+    let mut client = running.h1(&at).await;
+    let answer = [("x-given", r#"{"token": "t", "refresh_token": "lasts-for-ever"}"#)];
+    for path in [
+        "/jwt/auth",
+        "/jwt/auth/",
+        "//jwt//auth",
+        "/JWT/Auth",
+        "/jwt/a%75th",
+        "/jwt%2Fauth",
+        "/jwt/auth;x",
+        "/jwt/auth;x/y",
+        "/jwt/auth.",
+    ] {
+        let given = send(&mut client, get(&at, path, &answer)).await;
+        assert!(upstream.last().headers.contains_key("authorization"), "{path}");
+        assert_eq!(text(&given), r#"{"token":"t"}"#, "{path}");
+    }
+    for path in ["/jwt/./auth", "/x/../jwt/auth", "/jwt/%2561uth"] {
+        send(&mut client, get(&at, path, &answer)).await;
+        assert!(!upstream.last().headers.contains_key("authorization"), "{path}");
+    }
+    let other = send(&mut client, get(&at, "/jwt/auth/more", &answer)).await;
+    assert!(upstream.last().headers.contains_key("authorization"));
+    assert!(text(&other).contains("refresh_token"));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use sandbox_core::Credential;
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
-use sandbox_proxy::{ClientCredential, Rules, Service};
+use sandbox_proxy::{ClientCredential, Rules, Service, sources};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -493,6 +493,41 @@ async fn new_keys_sign_the_next_request_and_tokens_do_not_come_back() {
     verify(&seen[..1], KEY, Some(TOKEN)).await;
     verify(&seen[1..], "another-secret", Some("another-token")).await;
     assert_eq!(seen[1].headers["x-amz-security-token"], "another-token");
+}
+
+#[tokio::test]
+async fn keys_of_a_profile_sign_and_changed_ones_act_at_once() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let [credentials, config] = ["credentials", "config"].map(|name| directory.path().join(name));
+    let write = |secret: &str, token: &str| {
+        let text = format!(
+            "[default]\naws_access_key_id = AKIAOTHER\naws_secret_access_key = other\n\
+             [sandbox]\naws_access_key_id = {ID}\naws_secret_access_key = {secret}\n{token}"
+        );
+        std::fs::write(&credentials, text).unwrap();
+    };
+    let source = sources::Aws::profile("sandbox").files(&credentials, &config);
+    let service = Service::custom("store")
+        .sigv4(&upstream.at("api.test"))
+        .environment("AWS_ACCESS_KEY_ID", PLACEHOLDER);
+    let running =
+        Running::start(|builder| allowed(builder, &upstream).credential(service, Arc::new(source))).await;
+    running.proxy.check_credentials().await.unwrap_err();
+    write(KEY, &format!("aws_session_token = {TOKEN}\n"));
+    running.proxy.check_credentials().await.unwrap();
+    let mut client = running.h1(&upstream.at("api.test")).await;
+    let auth = [("authorization", &*claimed("host"))];
+    let response = send(&mut client, put(&upstream, "/echo", &auth, "")).await;
+    assert!(!text(&response).contains(TOKEN), "{}", text(&response));
+    write("another-secret", "");
+    send(&mut client, put(&upstream, "/echo", &auth, "")).await;
+    let seen = upstream.seen();
+    verify(&seen[..1], KEY, Some(TOKEN)).await;
+    verify(&seen[1..], "another-secret", None).await;
+    for secret in [KEY, "another-secret", PLACEHOLDER] {
+        assert!(nowhere_in(&seen, secret), "{secret}");
+    }
 }
 
 #[tokio::test]

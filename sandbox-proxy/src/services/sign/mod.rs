@@ -26,6 +26,7 @@ use sandbox_core::host::Host;
 use tokio::sync::Semaphore;
 
 use super::Service;
+use super::inject::InjectError;
 use crate::proxy::RequestBody;
 pub(crate) use claim::Claim;
 use claim::Form;
@@ -223,6 +224,23 @@ pub(crate) fn claim(
     }
     claim::strip(parts, service)?;
     Ok(claim)
+}
+
+/// Whether requests can be signed with these keys.
+pub(crate) fn check(credential: &Credential, service: &str) -> Result<(), InjectError> {
+    let Credential::Aws {
+        access_key_id,
+        session_token,
+        ..
+    } = credential
+    else {
+        return Err(InjectError::Kind(service.to_owned()));
+    };
+    let token = session_token.as_ref().map_or("", |token| token.expose_secret());
+    sensitive(access_key_id)
+        .and(sensitive(token))
+        .map(drop)
+        .map_err(|_| InjectError::Form(service.to_owned()))
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, SignError> {

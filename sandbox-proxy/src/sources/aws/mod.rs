@@ -21,6 +21,7 @@ use time::format_description::well_known::Rfc3339;
 use super::command;
 use super::kept::MARGIN;
 use super::shared::{Keep, Shared};
+use crate::defence;
 
 /// Keys with a session token and dates in JSON have a few KiB.
 const MAX_KEYS_BYTES: usize = 64 << 10;
@@ -73,6 +74,11 @@ struct Keys {
     expiration: Option<String>,
 }
 
+/// A file is named by a path that leads somewhere else in each directory.
+#[derive(Debug, thiserror::Error)]
+#[error("the path in {0} is not absolute: write it from / on")]
+struct RelativePath(&'static str);
+
 impl Aws {
     /// Where AWS's own tools look on a developer's machine: the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
     /// `AWS_SESSION_TOKEN`, then the profile `AWS_PROFILE`, or `default`, as [`profile`](Self::profile) does.
@@ -86,7 +92,7 @@ impl Aws {
     }
 
     /// A profile of `~/.aws/credentials` and `~/.aws/config` (or where `AWS_SHARED_CREDENTIALS_FILE` and
-    /// `AWS_CONFIG_FILE` say): keys, or a `credential_process` that is run without a shell. Profiles that take a role or
+    /// `AWS_CONFIG_FILE` say, by absolute paths): keys, or a `credential_process` that is run without a shell. Profiles that take a role or
     /// sign in are an error that says so; use [`process`](Self::process) for them.
     pub fn profile(name: impl Into<String>) -> Self {
         Self {
@@ -146,6 +152,20 @@ impl Aws {
     fn variable(&self, name: &str) -> Option<String> {
         let value = (self.variables.0)(name)?.into_string().ok()?;
         (!value.is_empty()).then_some(value)
+    }
+
+    /// The file that a variable names. A relative path is an error: it would lead to whatever directory the program runs
+    /// in, for instance a workspace that the guest writes to, and commands that stand in such files run on the host.
+    fn path(&self, variable: &'static str) -> Result<Option<PathBuf>, CredentialError> {
+        match self.variable(variable).map(PathBuf::from) {
+            Some(path) if path.is_relative() && defence::holds("source-absolute-paths") => {
+                Err(CredentialError::Failed {
+                    source_name: self.describe(),
+                    cause: RelativePath(variable).into(),
+                })
+            }
+            path => Ok(path),
+        }
     }
 
     async fn ask(self) -> Result<Issued, CredentialError> {

@@ -8,6 +8,7 @@ use sandbox_core::credential::{CredentialError, Issued};
 use zeroize::Zeroizing;
 
 use super::{Aws, issue, malformed};
+use crate::defence;
 use crate::sources::file;
 
 /// People have some hundred profiles.
@@ -29,15 +30,16 @@ pub(super) async fn keys(aws: &Aws) -> Result<Option<Issued>, CredentialError> {
     let name = named.as_deref().unwrap_or("default");
     let described = format!("AWS profile {name}");
     let (credentials, config) = match &aws.files {
-        Some(files) => files.clone(),
+        Some((credentials, config)) => (Some(credentials.clone()), Some(config.clone())),
         None => (
-            path(aws, "AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-            path(aws, "AWS_CONFIG_FILE", "config"),
+            path(aws, "AWS_SHARED_CREDENTIALS_FILE", "credentials")?,
+            path(aws, "AWS_CONFIG_FILE", "config")?,
         ),
     };
     let mut settings = Settings::new();
     // Keys of the first file are not mixed with those of the second.
     for (path, in_config) in [(credentials, false), (config, true)] {
+        let Some(path) = path else { continue };
         let described = format!("file {}", path.display());
         let Some(text) = file::read(path, MAX_FILE_BYTES, || described.clone()).await? else {
             continue;
@@ -75,13 +77,14 @@ pub(super) async fn keys(aws: &Aws) -> Result<Option<Issued>, CredentialError> {
     Ok(None)
 }
 
-fn path(aws: &Aws, variable: &str, file: &str) -> PathBuf {
-    match aws.variable(variable) {
-        Some(path) => path.into(),
-        None => PathBuf::from(aws.variable("HOME").unwrap_or_default())
-            .join(".aws")
-            .join(file),
+/// Where a file is, if anything says so.
+fn path(aws: &Aws, variable: &'static str, file: &str) -> Result<Option<PathBuf>, CredentialError> {
+    if let Some(path) = aws.path(variable)? {
+        return Ok(Some(path));
     }
+    let home = aws.variable("HOME").map(PathBuf::from);
+    let home = home.filter(|home| home.is_absolute() || !defence::holds("source-absolute-paths"));
+    Ok(home.map(|home| home.join(".aws").join(file)))
 }
 
 /// The settings of a profile: its section is `[name]`, in the configuration `[profile name]` unless it is the default.

@@ -29,8 +29,8 @@ pub(super) async fn container(aws: &Aws) -> Result<Option<Issued>, CredentialErr
         (None, None) => return Ok(None),
     };
     let mut request = Request::get(address);
-    let token = match aws.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
-        Some(path) => file::read(path.into(), MAX_KEYS_BYTES, || described.to_owned()).await?,
+    let token = match aws.path("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")? {
+        Some(path) => file::read(path, MAX_KEYS_BYTES, || described.to_owned()).await?,
         None => aws
             .variable("AWS_CONTAINER_AUTHORIZATION_TOKEN")
             .map(|token| Zeroizing::new(token.into_bytes())),

@@ -155,6 +155,37 @@ async fn process_is_asked_again_once_its_keys_end() {
     assert!(!format!("{error:?}").contains("zz qq"), "{error:?}");
 }
 
+/// The directory that a program runs in may be the guest's workspace.
+#[tokio::test]
+async fn files_beside_the_program_are_never_read() {
+    let here = tempfile::tempdir_in(".").unwrap();
+    let relative = std::path::Path::new(here.path().file_name().unwrap());
+    let folder = relative.join(".aws");
+    std::fs::create_dir(&folder).unwrap();
+    let evil = "[default]\naws_access_key_id=EVIL\naws_secret_access_key=e\n";
+    files(&folder, evil, evil);
+    let home = relative.to_str().unwrap();
+    for variables in [&[][..], &[("HOME", "")], &[("HOME", home)]] {
+        let error = fetch(&with(Aws::standard(), variables)).await.unwrap_err();
+        assert!(matches!(error, CredentialError::NotFound { .. }), "{error}");
+    }
+    let named = folder.join("credentials").display().to_string();
+    let cause = |result: Result<_, CredentialError>| {
+        let error = result.unwrap_err();
+        std::error::Error::source(&error).unwrap().to_string()
+    };
+    for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
+        let relative = with(Aws::standard(), &[(variable, &named), ("HOME", "/nonexistent")]);
+        assert!(cause(fetch(&relative).await).contains(variable));
+    }
+    let token = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", &named),
+    ];
+    let container = with(Aws::environment().or_container(), &token);
+    assert!(cause(fetch(&container).await).contains("TOKEN_FILE"));
+}
+
 #[tokio::test]
 async fn endless_output_is_bounded() {
     let source = Aws::process(["sh", "-c", "yes"]);

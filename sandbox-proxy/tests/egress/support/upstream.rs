@@ -256,7 +256,6 @@ async fn handle(
             full([text.as_bytes(), &body].concat())
         }
         "/body" => full(body),
-        "/given" => full(parts.headers["x-given"].as_bytes().to_vec()),
         "/split" => chunks(key.as_bytes().chunks(3).map(data).collect()),
         "/base64" => full(BASE64_STANDARD.encode(format!("user:{key}!"))),
         "/percent" => full(key.bytes().map(|b| format!("%{b:02X}")).collect::<String>()),
@@ -474,7 +473,10 @@ async fn handle(
             );
             answer
         }
-        _ => full("ok"),
+        _ => match parts.headers.get("x-given") {
+            Some(given) => full(given.as_bytes().to_vec()),
+            None => full("ok"),
+        },
     })
 }
 
