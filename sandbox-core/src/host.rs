@@ -55,6 +55,12 @@ impl Host {
     }
 }
 
+/// Whether a name is that of a zone or of something below it. Both are names as [`HostName`] has them.
+pub fn is_in(name: &str, zone: &str) -> bool {
+    name.strip_suffix(zone)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
 impl From<IpAddr> for Host {
     fn from(address: IpAddr) -> Self {
         Self::Address(address.to_canonical())
@@ -145,6 +151,12 @@ mod tests {
             Ok(Host::Name(name)) => name.to_string(),
             other => panic!("{text:?} gave {other:?}"),
         }
+    }
+
+    #[test]
+    fn names_below_a_zone_are_in_it() {
+        assert!(is_in("a.test", "a.test") && is_in("b.c.a.test", "a.test"));
+        assert!(!is_in("ba.test", "a.test") && !is_in("test", "a.test") && !is_in("a.test.b", "a.test"));
     }
 
     #[test]

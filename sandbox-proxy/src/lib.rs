@@ -46,6 +46,7 @@ pub mod address;
 pub mod audit;
 mod defence;
 pub mod dns;
+mod encoding;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod memory;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::text::shown;
 use super::totals::Totals;
 use crate::defence::holds;
+use crate::encoding::hex;
 
 /// Longest line that is read: several times what is ever written. Bounds memory before a hostile file.
 pub(super) const MAX_LINE_BYTES: usize = 64 << 10;
@@ -146,7 +147,7 @@ impl Head {
 
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.seq, String::from_utf8_lossy(&hex(&self.hash)))
+        write!(f, "{}:{}", self.seq, hex(&self.hash))
     }
 }
 
@@ -172,7 +173,7 @@ impl AuditKey {
         }
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let name = hmac::sign(&key, b"name of the key of an audit log");
-        let id = String::from_utf8_lossy(&hex(&name.as_ref()[..8])).into_owned();
+        let id = hex(&name.as_ref()[..8]);
         Ok(Self { key, id })
     }
 
@@ -203,7 +204,7 @@ impl Chain {
         let start = to.len();
         let seq = self.head.seq.saturating_add(1);
         write!(to, "{{\"seq\":{seq},\"prev\":\"")?;
-        to.extend_from_slice(&hex(&self.head.hash));
+        to.extend_from_slice(hex(&self.head.hash).as_bytes());
         to.push(b'"');
         let opening = to.len();
         serde_json::to_writer(&mut *to, body)?;
@@ -215,7 +216,7 @@ impl Chain {
             to.pop();
             let mac = hmac::sign(&key.key, to.get(start..).unwrap_or_default());
             to.extend_from_slice(MAC_BEFORE);
-            to.extend_from_slice(&hex(mac.as_ref()));
+            to.extend_from_slice(hex(mac.as_ref()).as_bytes());
             to.extend_from_slice(MAC_AFTER);
         }
         let hash = sha256(to.get(start..).unwrap_or_default());
@@ -307,20 +308,6 @@ fn sha256(bytes: &[u8]) -> Hash {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     hash
-}
-
-fn hex(bytes: &[u8]) -> Vec<u8> {
-    let digit = |value: u8| {
-        if value < 10 {
-            b'0' + value
-        } else {
-            b'a' + value - 10
-        }
-    };
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
 }
 
 fn unhex(digits: &[u8]) -> Option<Hash> {

@@ -26,7 +26,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hickory_proto::rr::{Name, RecordType};
-use sandbox_core::host::{Host, HostName};
+use sandbox_core::host::{Host, HostName, is_in};
 use tokio_util::sync::DropGuard;
 
 use crate::defence;
@@ -179,10 +179,4 @@ fn host_name(name: &Name) -> Option<HostName> {
         text.push_str(&String::from_utf8_lossy(label).to_ascii_lowercase());
     }
     text.parse().ok()
-}
-
-/// Whether `name` is `zone` or below it.
-fn is_in(name: &str, zone: &str) -> bool {
-    name.strip_suffix(zone)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }

@@ -96,7 +96,7 @@ pub struct Proxy {
     _open: Arc<DropGuard>,
 }
 
-/// A service whose credential cannot be found.
+/// A service that has no credential which its requests can go out with.
 #[derive(Debug, thiserror::Error)]
 #[error("no credential for service {service} from {source_name}")]
 pub struct MissingCredential {

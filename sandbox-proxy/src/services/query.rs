@@ -6,6 +6,8 @@ use http::uri::PathAndQuery;
 use sandbox_core::credential::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
+use crate::encoding::{percent_encode, unescape};
+
 /// The query cannot be written: what goes in makes no URI.
 #[derive(Debug)]
 pub(super) struct Unwritable;
@@ -78,29 +80,14 @@ pub(super) fn set(
     }
     if let Some((name, value)) = add {
         target.push(separator);
-        encode(name, &mut target);
+        percent_encode(name, b"", &mut target);
         target.push('=');
-        encode(value.expose_secret(), &mut target);
+        percent_encode(value.expose_secret(), b"", &mut target);
     }
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.path_and_query = Some(PathAndQuery::try_from(target.as_str()).map_err(|_| Unwritable)?);
     parts.uri = Uri::from_parts(uri).map_err(|_| Unwritable)?;
     Ok(())
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
-fn encode(text: &str, to: &mut String) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            to.push(char::from(byte));
-        } else {
-            to.push('%');
-            for digit in [byte >> 4, byte & 15] {
-                let digit = char::from_digit(u32::from(digit), 16).unwrap_or('0');
-                to.push(digit.to_ascii_uppercase());
-            }
-        }
-    }
 }
 
 /// Undoes percent-encoding as a form parser would; what is no valid escape stays as it is.
@@ -113,16 +100,13 @@ pub(super) fn decoded(raw: &[u8], is_form: bool) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(raw.len());
     let mut rest = raw;
     while let Some((&first, tail)) = rest.split_first() {
-        rest = tail;
-        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
-        bytes.push(match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                rest = tail.get(2..).unwrap_or(&[]);
-                u8::try_from(high * 16 + low).unwrap_or(b'?')
-            }
-            (b'+', ..) if is_form => b' ',
-            _ => first,
-        });
+        let (byte, after) = match first {
+            b'%' => unescape(tail).unwrap_or((first, tail)),
+            b'+' if is_form => (b' ', tail),
+            _ => (first, tail),
+        };
+        bytes.push(byte);
+        rest = after;
     }
     bytes
 }

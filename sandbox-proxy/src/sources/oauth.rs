@@ -24,6 +24,7 @@ use super::http::{Http, HttpError, Plain};
 use super::kept::MARGIN;
 use super::shared::{Keep, Shared, cause};
 use crate::defence;
+use crate::encoding::percent_encode;
 
 /// How long a token is kept that came without `expires_in`.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -447,9 +448,9 @@ impl Renewal {
             if !form.is_empty() {
                 form.push('&');
             }
-            encode(name, &mut form);
+            percent_encode(name, b"", &mut form);
             form.push('=');
-            encode(value, &mut form);
+            percent_encode(value, b"", &mut form);
         };
         match refresh {
             Some(token) => {
@@ -467,9 +468,9 @@ impl Renewal {
         match secret {
             Some(secret) if !settings.secret_in_body => {
                 let mut pair = Zeroizing::new(String::new());
-                encode(&settings.client_id, &mut pair);
+                percent_encode(&settings.client_id, b"", &mut pair);
                 pair.push(':');
-                encode(secret.expose_secret(), &mut pair);
+                percent_encode(secret.expose_secret(), b"", &mut pair);
                 let pair = Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes()));
                 let value = Zeroizing::new(["Basic ", pair.as_str()].concat());
                 let mut value = HeaderValue::try_from(value.as_str())
@@ -543,20 +544,6 @@ impl Renewal {
         CredentialError::Failed {
             source_name: self.source.describe(),
             cause: error.into(),
-        }
-    }
-}
-
-/// Percent-encodes all but the unreserved characters: a form's and a Basic half's encoding alike.
-fn encode(text: &str, to: &mut String) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            to.push(char::from(byte));
-        } else {
-            let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-            to.push('%');
-            to.push(digit(byte >> 4).to_ascii_uppercase());
-            to.push(digit(byte & 15).to_ascii_uppercase());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use sandbox_core::host::{Host, HostName};
+use sandbox_core::host::{Host, HostName, is_in};
 
 /// One exception.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +73,6 @@ impl FromStr for Bypass {
         };
         Ok(Self { what, port })
     }
-}
-
-/// Whether `name` is `zone` or below it.
-pub(super) fn is_in(name: &str, zone: &str) -> bool {
-    name.strip_suffix(zone)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn shares(base: IpAddr, address: IpAddr, bits: u8) -> bool {

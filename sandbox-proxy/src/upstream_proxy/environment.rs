@@ -4,6 +4,7 @@ use sandbox_core::credential::SecretString;
 use zeroize::Zeroizing;
 
 use super::{Protocol, UpstreamProxy, UpstreamProxyError};
+use crate::encoding::unescape;
 
 /// In the order in which they are asked: nearly all that goes out is TLS.
 const VARIABLES: [&str; 6] = [
@@ -72,15 +73,15 @@ pub(super) fn url(url: &str) -> Result<UpstreamProxy, UpstreamProxyError> {
 /// Without percent encoding (RFC 3986 §2.1).
 fn decoded(text: &str) -> Option<Zeroizing<String>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(u8::try_from(high * 16 + low).ok()?);
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let (byte, after) = if first == b'%' {
+            unescape(tail)?
+        } else {
+            (first, tail)
+        };
+        bytes.push(byte);
+        rest = after;
     }
     std::str::from_utf8(&bytes)
         .ok()

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
 use sandbox_core::credential::{Credential, ExposeSecret, SecretString};
-use sandbox_core::host::Host;
+use sandbox_core::host::{Host, is_in};
 use zeroize::Zeroizing;
 
 use crate::proxy::parse_host_and_port;
@@ -176,7 +176,7 @@ impl UpstreamProxy {
     pub(crate) fn carries(&self, host: &Host, port: u16) -> bool {
         let is_own = match host {
             Host::Address(address) => address.is_loopback(),
-            Host::Name(name) => bypass::is_in(name.as_str(), "localhost"),
+            Host::Name(name) => is_in(name.as_str(), "localhost"),
         };
         !is_own && !self.bypass.iter().any(|bypass| bypass.covers(host, port))
     }
@@ -237,7 +237,7 @@ pub(crate) fn is_private_name(name: &str) -> bool {
         "home.arpa",
         "localdomain",
     ];
-    !name.contains('.') || PRIVATE.iter().any(|zone| bypass::is_in(name, zone))
+    !name.contains('.') || PRIVATE.iter().any(|zone| is_in(name, zone))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Uri};
 use zeroize::Zeroizing;
 
 use super::SignError;
+use crate::encoding::percent_encode;
 use crate::services::query::decoded;
 
 /// The names of the headers to sign, in order: what the client signed as far as it is still there, and all of AWS's.
@@ -68,9 +69,9 @@ pub(super) fn add_to_query(parts: &mut Parts, added: &[(&str, &str)]) -> Result<
         if !query.is_empty() {
             query.push('&');
         }
-        encode(name.as_bytes(), false, &mut query);
+        percent_encode(name, b"", &mut query);
         query.push('=');
-        encode(value.as_bytes(), false, &mut query);
+        percent_encode(value, b"", &mut query);
     }
     set_query(parts, &query)
 }
@@ -89,7 +90,7 @@ pub(super) fn set_query(parts: &mut Parts, query: &str) -> Result<(), SignError>
 fn path(raw: &str, is_s3: bool) -> String {
     let mut out = String::with_capacity(raw.len() + 16);
     if is_s3 {
-        encode(&decoded(raw.as_bytes(), false), true, &mut out);
+        percent_encode(decoded(raw.as_bytes(), false), b"/", &mut out);
         return out;
     }
     let mut kept: Vec<&str> = Vec::new();
@@ -102,14 +103,14 @@ fn path(raw: &str, is_s3: bool) -> String {
     }
     let is_directory = ["/", "/.", "/.."].iter().any(|end| raw.ends_with(end));
     let end = if is_directory && !kept.is_empty() { "/" } else { "" };
-    encode(["/", &kept.join("/"), end].concat().as_bytes(), true, &mut out);
+    percent_encode(["/", &kept.join("/"), end].concat(), b"/", &mut out);
     out
 }
 
 fn query(raw: &str, out: &mut Vec<u8>) {
     let encoded = |text: &str| {
         let mut out = String::with_capacity(text.len());
-        encode(&decoded(text.as_bytes(), true), false, &mut out);
+        percent_encode(decoded(text.as_bytes(), true), b"", &mut out);
         out
     };
     let mut pairs: Vec<_> = raw
@@ -143,19 +144,5 @@ fn value(raw: &[u8], out: &mut Vec<u8>) {
     for word in words {
         out.push(b' ');
         out.extend_from_slice(word);
-    }
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3) and, in a path, the slash.
-fn encode(bytes: &[u8], is_path: bool, out: &mut String) {
-    for byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || (is_path && *byte == b'/') {
-            out.push(char::from(*byte));
-        } else {
-            let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-            out.push('%');
-            out.push(digit(byte >> 4).to_ascii_uppercase());
-            out.push(digit(byte & 15).to_ascii_uppercase());
-        }
     }
 }

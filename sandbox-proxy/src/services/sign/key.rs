@@ -7,7 +7,7 @@ use sandbox_core::credential::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::hex;
+use crate::encoding::hex;
 
 pub(super) const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// The end of every scope.

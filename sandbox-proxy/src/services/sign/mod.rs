@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 use super::Service;
 use super::inject::InjectError;
+use crate::encoding::hex;
 use crate::proxy::RequestBody;
 pub(crate) use claim::Claim;
 use claim::Form;
@@ -247,13 +248,4 @@ fn sensitive(text: &str) -> Result<HeaderValue, SignError> {
     let mut value = HeaderValue::try_from(text).map_err(|_| SignError::Form)?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// Lower-case hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
 }
