@@ -8,7 +8,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::bulk::{Ahead, Whole};
@@ -66,7 +66,9 @@ pub(crate) async fn serve(
         }
     };
     let client = Ahead::new(Prefixed::new(hello.seen, client));
-    let stream = match timeout_at(deadline, TlsAcceptor::from(config).accept(client)).await {
+    // From now on, since upstream may have taken all the time that it has.
+    let accepting = TlsAcceptor::from(config).accept(client);
+    let stream = match timeout(limits::HANDSHAKE_TIME, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             record.outcome(&format!("TLS with the client failed: {error}"));

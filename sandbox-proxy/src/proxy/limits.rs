@@ -99,3 +99,8 @@ pub(crate) const COPY_BYTES: usize = 64 << 10;
 /// How much more than one TLS record is read at once from a peer that sends a lot. Taken only while bytes are on their
 /// way.
 pub(crate) const AHEAD_BYTES: usize = 32 << 10;
+
+/// A time to wait at most, or for ever where a test run has switched its defence off.
+pub(crate) const fn at_most(time: Duration, holds: bool) -> Duration {
+    if holds { time } else { Duration::MAX }
+}
