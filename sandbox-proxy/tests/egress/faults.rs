@@ -429,3 +429,23 @@ async fn key_in_a_reason_phrase_or_in_a_name_of_a_header_does_not_come_through()
         }
     }
 }
+
+#[tokio::test]
+async fn response_that_is_coded_for_its_transfer_is_refused_from_services() {
+    for codings in ["gzip, chunked", "chunked, chunked", "x-own,chunked"] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: {codings}\r\n\r\n{:x}\r\n{SECRET}\r\n0\r\n\r\n",
+            SECRET.len()
+        );
+        let (running, at) = answering(answer.into(), End::Open).await;
+        for is_h2 in [false, true] {
+            let (status, _) = get(&running, &at, is_h2).await;
+            assert_eq!(status, StatusCode::BAD_GATEWAY, "{codings}");
+        }
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert!(event.outcome.contains("cannot be searched"), "{event:?}");
+    }
+}
