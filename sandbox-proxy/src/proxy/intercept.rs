@@ -150,9 +150,19 @@ where
         } else {
             u32::MAX
         })
-        .initial_stream_window_size(limits::H2_CLIENT_WINDOW)
-        .initial_connection_window_size(limits::H2_CLIENT_CONNECTION_WINDOW)
-        .max_send_buf_size(limits::H2_SEND_BUFFER)
+        .initial_stream_window_size(limits::bound_h2(
+            limits::H2_CLIENT_WINDOW,
+            holds("h2-client-window"),
+        ))
+        .initial_connection_window_size(limits::bound_h2(
+            limits::H2_CLIENT_CONNECTION_WINDOW,
+            holds("h2-client-connection-window"),
+        ))
+        .max_send_buf_size(if holds("h2-client-send-buffer") {
+            limits::H2_SEND_BUFFER
+        } else {
+            i32::MAX as usize
+        })
         .enable_connect_protocol()
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)

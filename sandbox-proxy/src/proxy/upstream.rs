@@ -216,7 +216,11 @@ impl Inner {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (sender, connection) = http1::Builder::new()
-            .max_buf_size(limits::HEAD_BYTES)
+            .max_buf_size(if defence::holds("response-head-bytes") {
+                limits::HEAD_BYTES
+            } else {
+                usize::MAX >> 1
+            })
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| http_failed(&error))?;
@@ -234,10 +238,23 @@ impl Inner {
             .timer(TokioTimer::new())
             .keep_alive_interval(defence::holds("upstream-ping").then_some(limits::H2_PING_INTERVAL))
             .keep_alive_timeout(limits::H2_PING_TIME)
-            .initial_stream_window_size(limits::H2_UPSTREAM_WINDOW)
-            .initial_connection_window_size(limits::H2_UPSTREAM_CONNECTION_WINDOW)
-            .max_send_buf_size(limits::H2_SEND_BUFFER)
-            .max_header_list_size(limits::HEAD_BYTES_H2)
+            .initial_stream_window_size(limits::bound_h2(
+                limits::H2_UPSTREAM_WINDOW,
+                defence::holds("h2-upstream-window"),
+            ))
+            .initial_connection_window_size(limits::bound_h2(
+                limits::H2_UPSTREAM_CONNECTION_WINDOW,
+                defence::holds("h2-upstream-connection-window"),
+            ))
+            .max_send_buf_size(if defence::holds("h2-upstream-send-buffer") {
+                limits::H2_SEND_BUFFER
+            } else {
+                i32::MAX as usize
+            })
+            .max_header_list_size(limits::bound_h2(
+                limits::HEAD_BYTES_H2,
+                defence::holds("h2-response-head-bytes"),
+            ))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| http_failed(&error))?;

@@ -107,6 +107,7 @@ impl Upstream {
                     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                             .enable_connect_protocol()
+                            .max_concurrent_streams(1024)
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     } else {
@@ -382,6 +383,16 @@ async fn handle(
             *answer.status_mut() = StatusCode::UNAUTHORIZED;
             let scheme = parts.headers["x-scheme"].clone();
             answer.headers_mut().insert("www-authenticate", scheme);
+            answer
+        }
+        // So many bytes in a header, as fields of a kilobyte each.
+        "/long-head" => {
+            let size: usize = parts.headers["x-size"].to_str().unwrap().parse().unwrap();
+            let mut answer = full("ok");
+            for _ in 0..size >> 10 {
+                let value = HeaderValue::try_from("x".repeat(1 << 10)).unwrap();
+                answer.headers_mut().append("x-long", value);
+            }
             answer
         }
         // Nothing until the test lets it answer.
