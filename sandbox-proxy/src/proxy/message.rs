@@ -160,15 +160,14 @@ pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool, compressed: 
         None
     };
     headers.insert(ACCEPT_ENCODING, codings.unwrap_or_else(|| identity.clone()));
-    if !holds("message-codings") {
-        return;
-    }
     for name in MESSAGE_CODINGS_TAKEN {
-        if headers.contains_key(&name) {
+        if headers.contains_key(&name) && holds("message-codings-taken") {
             headers.insert(name, identity.clone());
         }
     }
-    headers.remove(WEBSOCKET_EXTENSIONS);
+    if holds("websocket-extensions") {
+        headers.remove(WEBSOCKET_EXTENSIONS);
+    }
 }
 
 /// What of the client's `Accept-Encoding` names codings that can be read, with the weight that it gives them.
