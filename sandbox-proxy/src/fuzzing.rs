@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sandbox_core::credential::Credential;
 
 use crate::scrub::coding::{Coding, DecodeError, Decoder, MEMORY_UNITS, Step};
-use crate::scrub::{Framing, Scrubber, Secrets};
+use crate::scrub::{Framing, Messages, Scrubber, Secrets};
 use crate::services::sign::chunks::Chunks;
 use crate::tls::hello::{Sniffer, Start};
 
@@ -60,6 +60,21 @@ pub fn scrub(secret: &str, content_type: &str, body: &[u8], pieces: &[u8]) -> Ve
     }
     out.extend_from_slice(&scrubber.last(Bytes::new()).concat());
     out
+}
+
+/// What a client gets of a WebSocket on which upstream sends this stream in pieces of the given sizes, again and again,
+/// and the most of it that waited at once; `None` where it is no WebSocket.
+pub fn websocket(secret: &str, stream: &[u8], pieces: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let secrets = Arc::new(Secrets::default());
+    secrets.remember(&"fuzz".into(), &Credential::Token(secret.to_owned().into()));
+    let mut messages = Messages::new(secrets);
+    let (mut out, mut came, mut waited) = (Vec::with_capacity(stream.len()), 0, 0);
+    for piece in cut(stream, pieces) {
+        out.extend_from_slice(&messages.data(piece).ok()?);
+        came += piece.len();
+        waited = waited.max(came - out.len());
+    }
+    Some((out, waited))
 }
 
 /// One body on its way through the scrubber.

@@ -10,13 +10,17 @@ pub(crate) const MAX_TEXT_BYTES: usize = 1024;
 
 /// This text, as it may be shown.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    let is_short = text.len() <= MAX_TEXT_BYTES || !holds("audit-text-bound");
-    if is_short && text.bytes().all(is_plain) {
+    let most = if holds("audit-text-bound") {
+        MAX_TEXT_BYTES
+    } else {
+        usize::MAX
+    };
+    if text.len() <= most && text.bytes().all(is_plain) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len().min(MAX_TEXT_BYTES));
     for c in text.chars() {
-        if out.len() >= MAX_TEXT_BYTES && holds("audit-text-bound") {
+        if out.len() >= most {
             out.push_str("...");
             break;
         }

@@ -123,7 +123,7 @@ impl<'k> Walker<'k> {
             Body::Note(Note::File { key: Some(id), .. }) if self.last.is_none() && id != key.id() => {
                 Err(VerifyError::WrongKey { log: shown_id(id) })
             }
-            _ => Ok(!holds("audit-keyed-chain")),
+            _ => Ok(!holds("audit-keyed-log")),
         }
     }
 

@@ -118,7 +118,7 @@ impl PathPattern {
                 && cut.is_none_or(|cut| self.fits_form(cut, fold))
         } else {
             self.fits_form(stands, fold)
-                || (self.fits_form(most, fold) && defence::holds("path-two-readings"))
+                || (self.fits_form(most, fold) && defence::holds("path-two-readings-of-deny"))
                 || cut.is_some_and(|cut| self.fits_form(cut, fold))
         }
     }

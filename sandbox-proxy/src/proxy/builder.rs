@@ -19,6 +19,7 @@ use super::pool::Pool;
 use super::quota::{Ledger, Quota};
 use super::{Inner, Limits, Proxy, limits};
 use crate::audit::Hub;
+use crate::defence::holds;
 use crate::dns;
 use crate::policy::Rules;
 use crate::resolve::{Names, Resolver, System};
@@ -222,6 +223,7 @@ impl ProxyBuilder {
             .map(|bound| bound.tagged(&placeholder_tag));
         let services = Directory::new(bounds.collect())
             .map_err(|Conflict { first, second, host }| ProxyError::SameHost { first, second, host })?;
+        let places = |count, holds| Arc::new(Semaphore::new(limits::places(count, holds)));
         Ok(Proxy::new(Inner {
             ca: Ca::new(self.sandbox.clone(), Arc::clone(&provider)),
             sandbox: self.sandbox.clone(),
@@ -239,10 +241,10 @@ impl ProxyBuilder {
             pool: Pool::default(),
             streams: Quota::new(Ledger::process(), cap),
             upstreams: Quota::new(Ledger::process(), cap),
-            turned_away: Arc::new(Semaphore::new(limits::TURNED_AWAY)),
-            requests: Arc::new(Semaphore::new(limits::REQUESTS)),
-            h2_clients: Arc::new(Semaphore::new(limits::H2_CLIENTS)),
-            h2_upstreams: Arc::new(Semaphore::new(limits::H2_UPSTREAMS)),
+            turned_away: places(limits::TURNED_AWAY, holds("turned-away")),
+            requests: places(limits::REQUESTS, holds("requests-under-way")),
+            h2_clients: places(limits::H2_CLIENTS, holds("h2-clients")),
+            h2_upstreams: places(limits::H2_UPSTREAMS, holds("h2-upstreams")),
             decoding: Arc::new(Semaphore::new(coding::MEMORY_UNITS)),
             meters: Meters::new(self.limits),
             closed: CancellationToken::new(),

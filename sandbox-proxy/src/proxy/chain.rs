@@ -67,7 +67,8 @@ impl Inner {
                 None => self.place().await?,
             };
             let stream = self.dial_proxy(proxy, place).await?;
-            match timeout(limits::PROXY_TIME, ask(proxy, stream, &target, route.port)).await {
+            let time = limits::at_most(limits::PROXY_TIME, defence::holds("proxy-time"));
+            match timeout(time, ask(proxy, stream, &target, route.port)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(refusal)) => last = Some(refusal),
                 Err(_) => {
@@ -141,7 +142,12 @@ impl Inner {
         };
         let (addresses, slot): (Vec<IpAddr>, Slot) = match &proxy.host {
             Host::Address(address) => (vec![*address], slot),
-            Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name, slot)).await {
+            Host::Name(name) => match timeout(
+                limits::at_most(limits::RESOLVE_TIME, defence::holds("proxy-resolve-time")),
+                self.names.lookup(name, slot),
+            )
+            .await
+            {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => return Err(unreachable(&error)),
                 Err(error) => return Err(unreachable(&error)),

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::limits;
+use crate::defence;
 
 /// Before the next address is tried beside those that have not answered yet (RFC 8305 §8).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -63,7 +64,8 @@ where
 }
 
 async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match timeout(limits::DIAL_TIME, connecting).await {
+    let time = limits::at_most(limits::DIAL_TIME, defence::holds("dial-time"));
+    match timeout(time, connecting).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

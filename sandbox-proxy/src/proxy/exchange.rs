@@ -166,7 +166,7 @@ async fn exchange(
             answered
         }
     };
-    if is_alone || message::signs_connection_in(response.headers()) && holds("pool-sign-in") {
+    if is_alone || message::signs_connection_in(response.headers()) && holds("pool-sign-in-response") {
         // Closed when the response has ended; one of HTTP/2 signs nobody in.
         checkin = checkin.filter(|checkin| matches!(checkin, Checkin::H2 { .. }));
     }
@@ -248,7 +248,7 @@ async fn inject(
     let endpoint = managed.endpoint(parts.uri.path());
     let target = (&route.host, route.port);
     let injected = timeout(
-        limits::CREDENTIAL_TIME,
+        limits::at_most(limits::CREDENTIAL_TIME, holds("credential-time")),
         bound.inject(parts, endpoint, target, &inner.sandbox, &inner.secrets),
     );
     let result = match injected.await {
@@ -324,6 +324,7 @@ async fn send(
     offer: Offer,
 ) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
     let (mut parts, mut body) = request.into_parts();
+    let time = limits::at_most(limits::RESPONSE_TIME, holds("response-time"));
     for attempt in 1.. {
         let waiting = match offer {
             Offer::Any if attempt < SEND_ATTEMPTS => target.checkout().await,
@@ -340,14 +341,14 @@ async fn send(
         let request = Request::from_parts(parts, body);
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
-                let result = timeout(limits::RESPONSE_TIME, h1.try_send_request(request)).await;
+                let result = timeout(time, h1.try_send_request(request)).await;
                 (result, Some(Checkin::h1(target, h1)))
             }
             Sender::H2(mut h2) => {
                 if is_new {
                     target.put(pool::Sender::H2(h2.clone()));
                 }
-                let result = timeout(limits::RESPONSE_TIME, h2.requests.try_send_request(request)).await;
+                let result = timeout(time, h2.requests.try_send_request(request)).await;
                 (result, Some(Checkin::h2(&h2)))
             }
         };
@@ -362,7 +363,7 @@ async fn send(
             }
         };
         match failure.take_message() {
-            Some(unsent) if !is_new => (parts, body) = unsent.into_parts(),
+            Some(unsent) if !is_new && holds("send-again") => (parts, body) = unsent.into_parts(),
             _ => {
                 let error = failure.into_error();
                 tracing::debug!(%error, "upstream failed");
@@ -387,7 +388,9 @@ fn pass(
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (mut parts, incoming) = response.into_parts();
     // Among them the reason phrase, which can hold anything.
-    parts.extensions.clear();
+    if holds("reason-phrase") {
+        parts.extensions.clear();
+    }
     let ended = incoming.is_end_stream();
     let (mut scrubber, mut decoder) = (None, None);
     if route.scrubbing != Scrubbing::Never {

@@ -8,7 +8,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::bulk::{Ahead, Whole};
@@ -67,8 +67,8 @@ pub(crate) async fn serve(
     };
     let client = Ahead::new(Prefixed::new(hello.seen, client));
     // The time that upstream took is not the client's: it hears of an upstream that failed by the answer to a request.
-    let deadline = Instant::now() + limits::CLIENT_HANDSHAKE_TIME;
-    let stream = match timeout_at(deadline, TlsAcceptor::from(config).accept(client)).await {
+    let accepting = TlsAcceptor::from(config).accept(client);
+    let stream = match timeout(limits::CLIENT_HANDSHAKE_TIME, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             record.outcome(&format!("TLS with the client failed: {error}"));
@@ -150,9 +150,19 @@ where
         } else {
             u32::MAX
         })
-        .initial_stream_window_size(limits::H2_CLIENT_WINDOW)
-        .initial_connection_window_size(limits::H2_CLIENT_CONNECTION_WINDOW)
-        .max_send_buf_size(limits::H2_SEND_BUFFER)
+        .initial_stream_window_size(limits::bound_h2(
+            limits::H2_CLIENT_WINDOW,
+            holds("h2-client-window"),
+        ))
+        .initial_connection_window_size(limits::bound_h2(
+            limits::H2_CLIENT_CONNECTION_WINDOW,
+            holds("h2-client-connection-window"),
+        ))
+        .max_send_buf_size(if holds("h2-client-send-buffer") {
+            limits::H2_SEND_BUFFER
+        } else {
+            i32::MAX as usize
+        })
         .enable_connect_protocol()
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)

@@ -107,3 +107,22 @@ pub(crate) const COPY_BYTES: usize = 64 << 10;
 /// How much more than one TLS record is read at once from a peer that sends a lot. Taken only while bytes are on their
 /// way.
 pub(crate) const AHEAD_BYTES: usize = 32 << 10;
+
+/// A time to wait at most, or for ever where a test run has switched its defence off.
+pub(crate) const fn at_most(time: Duration, holds: bool) -> Duration {
+    if holds { time } else { Duration::MAX }
+}
+
+/// So many places, or as good as endless ones where a test run has switched their defence off.
+pub(crate) const fn places(count: usize, holds: bool) -> usize {
+    if holds {
+        count
+    } else {
+        tokio::sync::Semaphore::MAX_PERMITS
+    }
+}
+
+/// A window of HTTP/2 or a bound of it, or the greatest that there can be where a test run has switched its defence off.
+pub(crate) const fn bound_h2(size: u32, holds: bool) -> u32 {
+    if holds { size } else { i32::MAX.cast_unsigned() }
+}

@@ -52,10 +52,10 @@ pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
             "TRACE would show what the proxy adds to requests",
         ));
     }
-    if parts.headers.contains_key(TRANSFER_ENCODING)
-        && (parts.headers.contains_key(CONTENT_LENGTH) || parts.version < Version::HTTP_11)
-    {
-        return Err(Refusal::bad_request("the request says its length in two ways"));
+    if !is_chunked_at_most(&parts.headers) && holds("request-transfer-codings") {
+        return Err(Refusal::bad_request(
+            "the request's body is coded for its transfer in other ways than chunked",
+        ));
     }
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -160,15 +160,14 @@ pub(crate) fn make_scrubbable(headers: &mut HeaderMap, whole: bool, compressed: 
         None
     };
     headers.insert(ACCEPT_ENCODING, codings.unwrap_or_else(|| identity.clone()));
-    if !holds("message-codings") {
-        return;
-    }
     for name in MESSAGE_CODINGS_TAKEN {
-        if headers.contains_key(&name) {
+        if headers.contains_key(&name) && holds("message-codings-taken") {
             headers.insert(name, identity.clone());
         }
     }
-    headers.remove(WEBSOCKET_EXTENSIONS);
+    if holds("websocket-extensions") {
+        headers.remove(WEBSOCKET_EXTENSIONS);
+    }
 }
 
 /// What of the client's `Accept-Encoding` names codings that can be read, with the weight that it gives them.
@@ -201,8 +200,7 @@ pub(crate) fn coded(status: StatusCode, headers: &HeaderMap) -> Coded {
         .iter()
         .any(|name| tokens(headers, name).any(is_other))
         && holds("message-codings");
-    let is_coded_for_transfer =
-        tokens(headers, &TRANSFER_ENCODING).any(|token| !token.eq_ignore_ascii_case("chunked"));
+    let is_coded_for_transfer = !is_chunked_at_most(headers) && holds("transfer-codings");
     match Coding::all(tokens(headers, &CONTENT_ENCODING)) {
         _ if has_coded_messages || is_coded_for_transfer => Coded::Unreadable,
         Some(codings) if codings.is_empty() => Coded::Plain,
@@ -318,6 +316,14 @@ fn clean(headers: &mut HeaderMap) {
     if holds("proxy-authorization") {
         headers.remove(PROXY_AUTHORIZATION);
     }
+}
+
+/// Whether a message has no transfer coding but the one that is undone here: the others would be lost on the way, since
+/// the header that tells of them does not go on.
+fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+    let mut codings = tokens(headers, &TRANSFER_ENCODING);
+    let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 /// The members of a comma-separated header, all lines of it together.

@@ -231,7 +231,7 @@ impl Refusal {
     pub(crate) fn raw_response(&self, target: &str) -> Vec<u8> {
         let document = self.document(target);
         let mut retry = String::new();
-        if self.is_final && holds("final-denial") {
+        if self.is_final && holds("final-denial-raw") {
             retry.push_str("x-should-retry: false\r\n");
         }
         if let Some(seconds) = self.retry_seconds() {

@@ -72,7 +72,12 @@ impl Inner {
     pub(super) async fn vetted(&self, route: &Route, slot: Slot) -> Result<(Vec<IpAddr>, Slot), Refusal> {
         let (addresses, slot) = match &route.host {
             Host::Address(address) => (vec![*address], slot),
-            Host::Name(name) => match timeout(limits::RESOLVE_TIME, self.names.lookup(name, slot)).await {
+            Host::Name(name) => match timeout(
+                limits::at_most(limits::RESOLVE_TIME, defence::holds("resolve-time")),
+                self.names.lookup(name, slot),
+            )
+            .await
+            {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %name, "look-up failed");
@@ -92,9 +97,12 @@ impl Inner {
     pub(super) async fn reach(&self, addresses: &[IpAddr], port: u16, slot: Slot) -> io::Result<Dialled> {
         let connect = |address| TcpStream::connect(SocketAddr::new(address, port));
         let reached = race(addresses, slot, || self.upstreams.try_take(), connect);
-        let (stream, slot) = timeout(limits::DIAL_ALL_TIME, reached)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        let (stream, slot) = timeout(
+            limits::at_most(limits::DIAL_ALL_TIME, defence::holds("dial-all-time")),
+            reached,
+        )
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         // Small writes of an interactive stream must not wait for each other.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -157,7 +165,8 @@ impl Inner {
         };
         let name = server_name(&route.host).map_err(|error| tls_fault(&error))?;
         let handshake = TlsConnector::from(Arc::clone(config)).connect(name, Ahead::new(stream));
-        let stream = match timeout(limits::HANDSHAKE_TIME, handshake).await {
+        let time = limits::at_most(limits::HANDSHAKE_TIME, defence::holds("upstream-handshake-time"));
+        let stream = match timeout(time, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(tls_failed(&error)),
             Err(_) => {
@@ -207,7 +216,11 @@ impl Inner {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (sender, connection) = http1::Builder::new()
-            .max_buf_size(limits::HEAD_BYTES)
+            .max_buf_size(if defence::holds("response-head-bytes") {
+                limits::HEAD_BYTES
+            } else {
+                usize::MAX >> 1
+            })
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| http_failed(&error))?;
@@ -225,12 +238,25 @@ impl Inner {
         let holds_place = defence::holds("h2-upstream-places");
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(limits::H2_PING_INTERVAL)
+            .keep_alive_interval(defence::holds("upstream-ping").then_some(limits::H2_PING_INTERVAL))
             .keep_alive_timeout(limits::H2_PING_TIME)
-            .initial_stream_window_size(limits::H2_UPSTREAM_WINDOW)
-            .initial_connection_window_size(limits::H2_UPSTREAM_CONNECTION_WINDOW)
-            .max_send_buf_size(limits::H2_SEND_BUFFER)
-            .max_header_list_size(limits::HEAD_BYTES_H2)
+            .initial_stream_window_size(limits::bound_h2(
+                limits::H2_UPSTREAM_WINDOW,
+                defence::holds("h2-upstream-window"),
+            ))
+            .initial_connection_window_size(limits::bound_h2(
+                limits::H2_UPSTREAM_CONNECTION_WINDOW,
+                defence::holds("h2-upstream-connection-window"),
+            ))
+            .max_send_buf_size(if defence::holds("h2-upstream-send-buffer") {
+                limits::H2_SEND_BUFFER
+            } else {
+                i32::MAX as usize
+            })
+            .max_header_list_size(limits::bound_h2(
+                limits::HEAD_BYTES_H2,
+                defence::holds("h2-response-head-bytes"),
+            ))
             .handshake(TokioIo::new(Holding::new(stream, holds_place.then_some(place))))
             .await
             .map_err(|error| http_failed(&error))?;

@@ -104,10 +104,14 @@ impl Asked {
     ) -> Response<ResponseBody> {
         let upstream = hyper::upgrade::on(&mut response);
         let (mut parts, _) = response.into_parts();
-        parts.extensions.clear();
+        if holds("reason-phrase-of-switch") {
+            parts.extensions.clear();
+        }
         let mut scrubber = None;
         if route.scrubbing != Scrubbing::Never {
-            inner.secrets.patterns().scrub_headers(&mut parts.headers);
+            if holds("scrub-switch-headers") {
+                inner.secrets.patterns().scrub_headers(&mut parts.headers);
+            }
             scrubber = Some(Messages::new(Arc::clone(&inner.secrets)));
         }
         message::clean_response(&mut parts.headers);
@@ -176,7 +180,7 @@ impl Asked {
             parts.headers.insert(SEC_WEBSOCKET_KEY, key);
         }
         let sent = h1.send_request(Request::from_parts(parts, body));
-        let response = answered(timeout(limits::RESPONSE_TIME, sent).await)?;
+        let response = answered(sent).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             if self.extended && response.status().is_success() {
                 // To the client this would be a WebSocket.
@@ -205,7 +209,7 @@ impl Asked {
         parts.method = Method::CONNECT;
         parts.extensions.insert(Protocol::from_static(WEBSOCKET));
         let sent = h2.requests.send_request(Request::from_parts(parts, body));
-        let response = answered(timeout(limits::RESPONSE_TIME, sent).await)?;
+        let response = answered(sent).await?;
         match response.status() {
             StatusCode::OK => Ok(Opened::Switched(response, Some(h2.under_way()))),
             other if other.is_success() => Err(not_opened()),
@@ -223,10 +227,11 @@ pub(crate) fn check_body(body: &Incoming) -> Result<(), Refusal> {
     }
 }
 
-fn answered(
-    result: Result<hyper::Result<Response<Incoming>>, tokio::time::error::Elapsed>,
+async fn answered(
+    sent: impl Future<Output = hyper::Result<Response<Incoming>>>,
 ) -> Result<Response<Incoming>, Refusal> {
-    match result {
+    let time = limits::at_most(limits::RESPONSE_TIME, holds("websocket-answer-time"));
+    match timeout(time, sent).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(Refusal::upstream(
             "http_response_incomplete",

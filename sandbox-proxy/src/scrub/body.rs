@@ -45,7 +45,7 @@ impl Scrubber {
     /// Bytes that go out once `data` has come and is known to be the last, in two pieces; either may be none.
     pub(crate) fn last(&mut self, data: Bytes) -> [Bytes; 2] {
         let patterns = self.secrets.patterns();
-        if (self.hold.is_empty() && patterns.is_empty()) || !holds("scrub-body") {
+        if (self.hold.is_empty() && patterns.is_empty()) || !holds("scrub-body-end") {
             return [data, Bytes::new()];
         }
         let end = self.hold.len() + data.len();

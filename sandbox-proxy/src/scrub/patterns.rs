@@ -74,7 +74,7 @@ impl Patterns {
         }
         let named: Vec<_> = headers
             .keys()
-            .filter(|name| self.is_in(name.as_str().as_bytes()))
+            .filter(|name| self.is_in(name.as_str().as_bytes()) && holds("scrub-header-names"))
             .cloned()
             .collect();
         for name in named {

@@ -257,7 +257,7 @@ fn edit_at(text: &[u8], at: usize, run: usize, escapes: Escapes) -> Option<Edit>
             let goes_on = is_of_an_alphabet(rest.get(length)?) && holds("scrub-lines");
             goes_on.then(|| edit(length, b""))?
         }
-        [b'%', b'2', b'5', a, b, ..] if holds("scrub-percent") && hex(&[*a, *b]).is_some() => {
+        [b'%', b'2', b'5', a, b, ..] if holds("scrub-percent-twice") && hex(&[*a, *b]).is_some() => {
             edit(5, &[u8::try_from(hex(&[*a, *b])?).ok()?])
         }
         [b'%', a, b, ..] if holds("scrub-percent") => edit(3, &[u8::try_from(hex(&[*a, *b])?).ok()?]),

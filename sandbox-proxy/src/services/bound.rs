@@ -67,7 +67,11 @@ impl Bound {
             },
             service,
             source,
-            fetches: Semaphore::new(MAX_FETCHES),
+            fetches: Semaphore::new(if holds("source-requests") {
+                MAX_FETCHES
+            } else {
+                Semaphore::MAX_PERMITS
+            }),
             room: sign::payload::room(),
             tokens: Tokens::default(),
         }

@@ -12,6 +12,7 @@ use sandbox_core::audit::{AuditDecision, AuditKind};
 use sandbox_proxy::dns::{SYNTHETIC_V4, Transport};
 use sandbox_proxy::resolve::NameServers;
 use sandbox_proxy::{Dns, Proxy, Rules};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::support::*;
@@ -519,4 +520,44 @@ proptest! {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn name_that_was_looked_up_leads_to_a_server_that_speaks_first_on_its_port_alone() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    // Whatever port is asked for.
+    let proxy = leads_to(listener.local_addr().unwrap()).await;
+    let running = Running::start(|builder| builder.policy(Arc::new(rules())).upstream_proxy(proxy)).await;
+    let dns = running.proxy.dns();
+    for kind in [RecordType::A, RecordType::AAAA] {
+        let address = address(&asked(&dns, "db.test.", kind));
+        let name = dns.name_of(address).unwrap();
+        assert_eq!(name.as_str(), "db.test");
+        let mut tunnel = running.connect(&format!("{name}:5432")).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(b"says hello first").await.unwrap();
+        let mut hello = [0; 16];
+        tunnel.read_exact(&mut hello).await.unwrap();
+        assert_eq!(&hello, b"says hello first");
+        tunnel.write_all(b"select 1").await.unwrap();
+        let mut question = [0; 8];
+        server.read_exact(&mut question).await.unwrap();
+        assert_eq!(&question, b"select 1");
+        drop((tunnel, server));
+        let refused = running.connect(&format!("{name}:5433")).await.unwrap_err();
+        assert!(
+            refused.starts_with("HTTP/1.1 403") && refused.contains("no rule allows it"),
+            "{refused}"
+        );
+    }
+    let allowed = running.events.wait(|event| event.port == 5432).await;
+    assert_eq!(
+        (allowed.decision, allowed.kind, allowed.rule.as_str()),
+        (AuditDecision::Allowed, AuditKind::Tunnel, "allow db.test:5432")
+    );
+    assert_eq!((allowed.bytes_out, allowed.bytes_in), (8, 16));
+    let denied = running.events.wait(|event| event.port == 5433).await;
+    assert_eq!(denied.decision, AuditDecision::Denied);
+    let more = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
+    assert!(more.is_err(), "nothing came for the other port");
 }

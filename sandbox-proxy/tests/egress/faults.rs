@@ -445,3 +445,58 @@ async fn source_that_fails_is_told_as_something_that_may_pass() {
     }
     assert!(upstream.seen().is_empty());
 }
+
+#[tokio::test]
+async fn key_in_a_reason_phrase_or_in_a_name_of_a_header_does_not_come_through() {
+    // Names are told in lower case, whatever upstream says.
+    let name = SECRET.replace('/', "%2F");
+    for (head, status) in [
+        (
+            format!("HTTP/1.1 200 {SECRET}\r\nX-Last: 1\r\n"),
+            "HTTP/1.1 200 OK\r\n",
+        ),
+        (
+            format!("HTTP/1.1 299 was {SECRET}\r\nX-Last: 1\r\n"),
+            "HTTP/1.1 299 ",
+        ),
+        (
+            format!("HTTP/1.1 200 OK\r\n{name}: 1\r\nX-Last: 1\r\n"),
+            "HTTP/1.1 200 OK\r\n",
+        ),
+        (
+            format!("HTTP/1.1 200 OK\r\nX-Was-{name}-X: 1\r\nX-Last: 1\r\n"),
+            "HTTP/1.1 200 OK\r\n",
+        ),
+    ] {
+        let answer = format!("{head}Content-Length: 2\r\n\r\nok");
+        let (running, at) = answering(answer.into(), End::Open).await;
+        let request = format!("GET /x HTTP/1.1\r\nHost: {at}\r\n\r\n");
+        let told = running.raw_inside(&at, request).await;
+        assert!(told.starts_with(status) && told.ends_with("ok"), "{head} {told}");
+        assert!(told.contains("x-last: 1\r\n"), "{head} {told}");
+        let (told, secret) = (told.to_ascii_lowercase(), SECRET.to_ascii_lowercase());
+        for part in [&secret[..8], &secret[secret.len() - 8..]] {
+            assert!(!told.contains(part), "{head} {told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn response_that_is_coded_for_its_transfer_is_refused_from_services() {
+    for codings in ["gzip, chunked", "chunked, chunked", "x-own,chunked"] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: {codings}\r\n\r\n{:x}\r\n{SECRET}\r\n0\r\n\r\n",
+            SECRET.len()
+        );
+        let (running, at) = answering(answer.into(), End::Open).await;
+        for is_h2 in [false, true] {
+            let (status, _) = get(&running, &at, is_h2).await;
+            assert_eq!(status, StatusCode::BAD_GATEWAY, "{codings}");
+        }
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert!(event.outcome.contains("cannot be searched"), "{event:?}");
+    }
+}

@@ -15,7 +15,7 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
+pub const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -29,7 +29,7 @@ pub fn frame2(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The head of a GET, each field by the static table or as a literal (RFC 7541 §6).
-fn head(at: &str, path: &str) -> Vec<u8> {
+pub fn head(at: &str, path: &str) -> Vec<u8> {
     let literal = |index: u8, value: &str| {
         let mut field = vec![index, u8::try_from(value.len()).unwrap()];
         field.extend_from_slice(value.as_bytes());
@@ -39,7 +39,7 @@ fn head(at: &str, path: &str) -> Vec<u8> {
 }
 
 /// A connection that has said what every client says first.
-async fn open(running: &Running, at: &str, settings: &[u8]) -> Tls {
+pub async fn open(running: &Running, at: &str, settings: &[u8]) -> Tls {
     let mut tls = running.tls(at, "api.test", &["h2"]).await.unwrap();
     tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     tls.write_all(&frame2(SETTINGS, 0, 0, settings)).await.unwrap();

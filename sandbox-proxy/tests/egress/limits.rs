@@ -1,5 +1,7 @@
 //! One guest's hunger is its own: what is bounded, how it is told, and that others go on.
 
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -10,9 +12,13 @@ use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
-use sandbox_proxy::{Limits, Proxy, Rules, Service};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use sandbox_core::host::HostName;
+use sandbox_proxy::{Limits, Proxy, Resolver, Rules, Service};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
+use crate::floods::{END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, frame2, head, open};
+use crate::streaming::settled;
 use crate::support::*;
 
 #[tokio::test]
@@ -231,6 +237,15 @@ struct Busy {
     most: AtomicUsize,
 }
 
+impl Busy {
+    async fn takes_its_time(&self) {
+        let now = self.now.fetch_add(1, Relaxed) + 1;
+        self.most.fetch_max(now, Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.now.fetch_sub(1, Relaxed);
+    }
+}
+
 #[async_trait]
 impl CredentialSource for Busy {
     fn describe(&self) -> String {
@@ -238,10 +253,7 @@ impl CredentialSource for Busy {
     }
 
     async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-        let now = self.now.fetch_add(1, Relaxed) + 1;
-        self.most.fetch_max(now, Relaxed);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        self.now.fetch_sub(1, Relaxed);
+        self.takes_its_time().await;
         Ok(Issued::token(SECRET.to_owned()))
     }
 }
@@ -556,4 +568,271 @@ async fn limited_rate_loses_nothing() {
     let running = limited(&upstream, Limits::new().bytes_per_second(16 << 20)).await;
     let answer = running.get(&upstream.at("api.test"), "/big").await;
     assert_eq!(answer.body().len(), 8 << 20);
+}
+
+#[tokio::test]
+async fn requests_under_way_over_the_limit_are_refused_and_recorded() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let ask = |path: &str| {
+        let request = Request::get(format!("https://{at}{path}"));
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut client = running.h2(&at).await;
+        for _ in 0..128 {
+            let response = client.send_request(ask("/slow")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            held.push((client.clone(), response));
+        }
+    }
+    let mut client = running.h2(&at).await;
+    let refused = send2(&mut client, ask("/")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(
+        text(&refused).contains("too many requests open"),
+        "{}",
+        text(&refused)
+    );
+    let event = running.events.wait(|event| event.status == Some(503)).await;
+    assert_eq!(event.decision, AuditDecision::Denied);
+    assert_eq!(upstream.seen().len(), 512);
+    held.clear();
+    // Their ends must have reached the proxy.
+    for _ in 0..100 {
+        if send2(&mut client, ask("/")).await.status() == StatusCode::OK {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("requests that have ended count still");
+}
+
+#[tokio::test]
+async fn http2_connections_to_upstream_over_the_limit_are_made_with_the_older_version() {
+    let mut upstreams = Vec::new();
+    for _ in 0..17 {
+        upstreams.push(Upstream::tls(&["h2", "http/1.1"]).await);
+    }
+    let running = Running::start(|builder| {
+        let rules = upstreams.iter().fold(Rules::new(), |rules, upstream| {
+            rules.allow(&format!("GET {}/ special-ranges", upstream.at("api.test")))
+        });
+        let builder = builder
+            .policy(Arc::new(rules))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL]);
+        upstreams.iter().fold(builder, |builder, upstream| {
+            builder.extra_root(upstream.ca_pem.clone())
+        })
+    })
+    .await;
+    let mut versions = Vec::new();
+    for upstream in &upstreams {
+        let response = running.get(&upstream.at("api.test"), "/").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        versions.push(upstream.last().version);
+    }
+    let (last, others) = versions.split_last().unwrap();
+    assert!(
+        others.iter().all(|version| *version == http::Version::HTTP_2),
+        "{versions:?}"
+    );
+    assert_eq!(*last, http::Version::HTTP_11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_far_over_the_limit_are_closed_without_a_word() {
+    let proxy = Proxy::builder("one".parse().unwrap())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    let open = || {
+        let (near, far) = tokio::io::duplex(4096);
+        tokio::spawn(proxy.serve(Box::new(far)));
+        near
+    };
+    let _first = open();
+    tokio::task::yield_now().await;
+    let mut told: Vec<_> = (0..8).map(|_| open()).collect();
+    tokio::task::yield_now().await;
+    let mut over = open();
+    let head = b"CONNECT a.test:443 HTTP/1.1\r\n\r\n";
+    // It may be closed before that.
+    let _ = over.write_all(head).await;
+    assert_eq!(read_all(&mut over).await, "");
+    for stream in &mut told {
+        stream.write_all(head).await.unwrap();
+        let answer = read_all(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    }
+}
+
+/// Takes its time, finds nothing, and notes how often it was asked at once.
+#[derive(Debug, Clone, Default)]
+struct BusyResolver(Arc<Busy>);
+
+#[async_trait]
+impl Resolver for BusyResolver {
+    async fn lookup(&self, _name: &HostName) -> io::Result<Vec<IpAddr>> {
+        self.0.takes_its_time().await;
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+#[tokio::test]
+async fn names_are_looked_up_few_at_a_time() {
+    let resolver = BusyResolver::default();
+    let busy = Arc::clone(&resolver.0);
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("**.test")))
+            .resolver(resolver)
+    })
+    .await;
+    let running = Arc::new(running);
+    let mut asking = tokio::task::JoinSet::new();
+    for index in 0..80 {
+        let running = Arc::clone(&running);
+        asking.spawn(async move { running.connect(&format!("n{index}.test:443")).await.unwrap_err() });
+    }
+    while let Some(answer) = asking.join_next().await {
+        let answer = answer.unwrap();
+        assert!(answer.contains("error=dns_error"), "{answer}");
+    }
+    let most = busy.most.load(Relaxed);
+    assert!((2..=32).contains(&most), "{most}");
+}
+
+/// What the other side of HTTP/2 says that it may be sent, until it has said it: for a stream, for the connection, and of
+/// a head.
+async fn announced(stream: &mut (impl AsyncRead + Unpin)) -> (u32, u32, u32) {
+    // As long as nothing is said (RFC 9113 §6.5.2 and §6.9.2).
+    let (mut of_stream, mut of_connection, mut of_head) = (65_535, 65_535, u32::MAX);
+    loop {
+        let mut start = [0; 9];
+        let read = tokio::time::timeout(Duration::from_millis(500), stream.read_exact(&mut start)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            return (of_stream, of_connection, of_head);
+        }
+        let mut payload = vec![0; usize::from(u16::from_be_bytes([start[1], start[2]]))];
+        stream.read_exact(&mut payload).await.unwrap();
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        match start[3] {
+            SETTINGS => {
+                for setting in payload.chunks(6) {
+                    match setting[1] {
+                        4 => of_stream = number(&setting[2..]),
+                        6 => of_head = number(&setting[2..]),
+                        _ => {}
+                    }
+                }
+            }
+            WINDOW_UPDATE if start[5..] == [0; 4] => of_connection += number(&payload),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn http2_either_way_may_send_little_that_nobody_has_read() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let mut client = open(&running, &upstream.at("api.test"), &[]).await;
+    assert_eq!(announced(&mut client).await, (128 << 10, 1 << 20, 64 << 10));
+
+    let (running, at, listener, acceptor) = raw_http2().await;
+    let (asked, told) = tokio::join!(running.tls(&at, "api.test", &["http/1.1"]), async {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        stream.write_all(&frame2(SETTINGS, 0, 0, &[])).await.unwrap();
+        announced(&mut stream).await
+    });
+    drop(asked);
+    assert_eq!(told, (512 << 10, 4 << 20, 64 << 10));
+}
+
+/// An upstream of HTTP/2 that is yet to be served, and a sandbox with a credential for it.
+async fn raw_http2() -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
+    let (ca_pem, config) = certificates(&["h2"]);
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    let running = Running::start(|builder| {
+        with_service(builder, Service::custom("api").bearer(&at))
+            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+            .extra_root(ca_pem)
+    })
+    .await;
+    (running, at, listener, Arc::new(config).into())
+}
+
+/// Settings that grant each stream the greatest window there is, and the same for the connection.
+fn greatest_windows() -> (Vec<u8>, Vec<u8>) {
+    let greatest = 0x7fff_ffff_u32.to_be_bytes();
+    let more = (0x7fff_ffff_u32 - 65_535).to_be_bytes();
+    (
+        [&[0, 4][..], &greatest].concat(),
+        frame2(WINDOW_UPDATE, 0, 0, &more),
+    )
+}
+
+#[tokio::test]
+async fn client_that_grants_a_great_window_and_never_reads_is_held_little_for() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let (settings, update) = greatest_windows();
+    let mut client = open(&running, &at, &settings).await;
+    let request = frame2(HEADERS, END_STREAM | END_HEADERS, 1, &head(&at, "/pour"));
+    client.write_all(&[update, request].concat()).await.unwrap();
+    let poured = settled(|| upstream.poured.load(Relaxed)).await;
+    assert!((1..32 << 20).contains(&poured), "{poured}");
+}
+
+#[tokio::test]
+async fn upstream_that_grants_a_great_window_and_never_reads_is_held_little_for() {
+    let (running, at, listener, acceptor) = raw_http2().await;
+    tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let (settings, update) = greatest_windows();
+        let granted = [frame2(SETTINGS, 0, 0, &settings), update].concat();
+        stream.write_all(&granted).await.unwrap();
+        // Open, and never read.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        drop(stream);
+    });
+    let mut client = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let size = 96 << 20;
+    let head = format!("POST /x HTTP/1.1\r\nHost: {at}\r\nContent-Length: {size}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let (piece, mut taken) = (vec![b'x'; 64 << 10], 0);
+    while taken < size {
+        let write = tokio::time::timeout(Duration::from_secs(1), client.write_all(&piece)).await;
+        if !matches!(write, Ok(Ok(()))) {
+            break;
+        }
+        taken += piece.len();
+    }
+    assert!((1..48 << 20).contains(&taken), "{taken}");
+}
+
+#[tokio::test]
+async fn response_heads_are_bounded() {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = Running::managed(&upstream).await;
+        let at = upstream.at("api.test");
+        for (size, expected) in [(48 << 10, StatusCode::OK), (80 << 10, StatusCode::BAD_GATEWAY)] {
+            let mut client = running.h1(&at).await;
+            let request = Request::get("/long-head")
+                .header("host", &at)
+                .header("x-size", size.to_string());
+            let response = send(&mut client, request.body(Full::default()).unwrap()).await;
+            assert_eq!(response.status(), expected, "{protocol} {size}");
+        }
+        let event = running.events.wait(|event| event.status == Some(502)).await;
+        assert!(event.outcome.contains("upstream failed"), "{event:?}");
+    }
 }

@@ -29,6 +29,7 @@ mod secrets;
 mod services;
 mod signing;
 mod slow;
+mod smuggling;
 mod sources;
 mod streaming;
 mod support;

@@ -128,10 +128,9 @@ async fn malformed_requests_are_answered_and_recorded() {
         let running = Running::start(|builder| builder.policy(Arc::new(Rules::new()))).await;
         let answer = running.raw(&head).await;
         let shown = head.get(..60).unwrap_or(&head);
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-            "{shown:?} {answer}"
-        );
+        // Who begins TLS would not understand it.
+        let is_tls = head.starts_with('\x16') && answer.is_empty();
+        assert!(is_tls || answer.starts_with("HTTP/1.1 4"), "{shown:?} {answer}");
         let event = running.events.wait(|_| true).await;
         assert_eq!(event.decision, AuditDecision::Denied, "{shown:?} {event:?}");
     }
@@ -141,35 +140,6 @@ async fn malformed_requests_are_answered_and_recorded() {
         origin.starts_with("HTTP/1.1 400") && origin.contains("this is a proxy"),
         "{origin}"
     );
-}
-
-#[tokio::test]
-async fn two_lengths_never_become_two_requests() {
-    let upstream = Upstream::plain().await;
-    let running = Running::plain(&upstream).await;
-    let at = upstream.at("api.test");
-    let smuggled = format!("GET http://{at}/smuggled HTTP/1.1\r\nHost: {at}\r\n\r\n");
-    for lengths in [
-        "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
-        "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n",
-        "Transfer-Encoding : chunked\r\nContent-Length: 6\r\n",
-        "Transfer-Encoding: xchunked\r\n",
-        "Transfer-Encoding: identity, chunked, identity\r\n",
-    ] {
-        let message =
-            format!("POST http://{at}/body HTTP/1.1\r\nHost: {at}\r\n{lengths}\r\n0\r\n\r\n{smuggled}");
-        running.raw(message).await;
-    }
-    for seen in upstream.seen() {
-        // What comes after a whole chunked body is the client's own next request, parsed and checked here.
-        let both =
-            seen.headers.contains_key("content-length") && seen.headers.contains_key("transfer-encoding");
-        assert!(!both, "{seen:?}");
-        assert!(
-            !String::from_utf8_lossy(&seen.body).contains("smuggled"),
-            "{seen:?}"
-        );
-    }
 }
 
 #[tokio::test]
@@ -246,9 +216,6 @@ async fn head_over_its_limit_is_refused_before_it_is_held() {
         "x".repeat(70 << 10)
     );
     let answer = running.raw(head).await;
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     assert!(upstream.seen().is_empty());
 }

@@ -1,14 +1,21 @@
-//! Clients that take their time: a stream is held for a while, and not for ever. The clock is the test's.
+//! Clients and upstreams that take their time: a stream is held for a while, and not for ever. The clock is the test's.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox_core::audit::AuditDecision;
-use sandbox_proxy::{Proxy, Rules, Service};
+use async_trait::async_trait;
+use sandbox_core::audit::{AuditDecision, AuditEvent};
+use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
+use sandbox_core::host::HostName;
+use sandbox_proxy::{Proxy, Resolver, Rules, Service, UpstreamProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
+use crate::floods::{HEADERS, SETTINGS, frame2};
 use crate::support::*;
 
 /// A proxy without sockets.
@@ -193,4 +200,341 @@ async fn tunnel_on_which_nothing_moves_is_closed() {
         0,
         "upstream's side, too"
     );
+}
+
+/// Longer than the proxy waits for anything, by a clock that goes on to whatever is waited for.
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+
+/// What the proxy answers, now that nothing more will come from whom it waits for.
+async fn in_the_end<S: AsyncReadExt + Unpin>(stream: &mut S) -> (String, Duration) {
+    tokio::time::pause();
+    let start = Instant::now();
+    let mut answer = [0; 4096];
+    let read = timeout(FOR_EVER, stream.read(&mut answer)).await;
+    let waited = start.elapsed();
+    tokio::time::resume();
+    let count = read.expect("it is held for ever").unwrap_or(0);
+    (String::from_utf8_lossy(&answer[..count]).into_owned(), waited)
+}
+
+/// Asks for a tunnel whose answer will not come by itself.
+async fn asks(running: &Running, target: &str) -> TcpStream {
+    let mut stream = running.dial().await;
+    let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Says when it is asked, and never answers.
+#[derive(Debug, Clone, Default)]
+struct Mute(Arc<Notify>);
+
+#[async_trait]
+impl Resolver for Mute {
+    async fn lookup(&self, _name: &HostName) -> io::Result<Vec<IpAddr>> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[async_trait]
+impl CredentialSource for Mute {
+    fn describe(&self) -> String {
+        "mute".to_owned()
+    }
+
+    async fn fetch(&self, _request: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn look_up_that_never_ends_is_a_timeout() {
+    let mute = Mute::default();
+    let resolver = mute.clone();
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("api.test")))
+            .resolver(resolver)
+    })
+    .await;
+    let mut stream = asks(&running, "api.test:443").await;
+    mute.0.notified().await;
+    let (answer, _) = in_the_end(&mut stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 504") && answer.contains("error=dns_timeout"),
+        "{answer}"
+    );
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert_eq!(
+        (event.status, event.outcome.as_str()),
+        (Some(504), "the look-up took too long")
+    );
+}
+
+#[tokio::test]
+async fn look_up_of_the_upstream_proxy_that_never_ends_is_a_failure() {
+    let mute = Mute::default();
+    let resolver = mute.clone();
+    let running = Running::start(|builder| {
+        builder
+            .policy(Arc::new(Rules::new().allow("api.test")))
+            .resolver(resolver)
+            .upstream_proxy(UpstreamProxy::http("proxy.test:3128").unwrap())
+    })
+    .await;
+    let mut stream = asks(&running, "api.test:443").await;
+    mute.0.notified().await;
+    let (answer, waited) = in_the_end(&mut stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && answer.contains("error=destination_unavailable"),
+        "{answer}"
+    );
+    // The look-up itself goes on for longer.
+    assert!(waited < Duration::from_secs(15), "{waited:?}");
+    let event = running.events.wait(|event| event.host == "api.test").await;
+    assert!(event.outcome.contains("cannot be reached"), "{event:?}");
+}
+
+/// A listener whose queue is full, at every address of this host: what connects to it waits for ever.
+async fn dead() -> (TcpListener, Vec<TcpStream>) {
+    let dead = TcpSocket::new_v4().unwrap();
+    dead.bind(SocketAddr::from(([0; 4], 0))).unwrap();
+    let dead = dead.listen(1).unwrap();
+    let address = SocketAddr::new(LOCAL, dead.local_addr().unwrap().port());
+    let mut queue = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queue.push(stream.unwrap());
+    }
+    (dead, queue)
+}
+
+#[tokio::test]
+async fn addresses_that_never_answer_are_a_timeout_each_and_together() {
+    let (dead, _queue) = dead().await;
+    let port = dead.local_addr().unwrap().port();
+    for (count, limit) in [(1, 10), (16, 18)] {
+        let addresses = (1..=count).map(|last| IpAddr::from([127, 0, 1, last])).collect();
+        let running = Running::start(|builder| {
+            builder
+                .policy(Arc::new(
+                    Rules::new().allow(&format!("api.test:{port} special-ranges")),
+                ))
+                .resolve("api.test".parse().unwrap(), addresses)
+        })
+        .await;
+        let mut stream = asks(&running, &format!("api.test:{port}")).await;
+        let (answer, waited) = in_the_end(&mut stream).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=connection_timeout"),
+            "{answer}"
+        );
+        assert!(waited < Duration::from_secs(limit), "{count} {waited:?}");
+        let event = running.events.wait(|event| event.host == "api.test").await;
+        assert!(event.outcome.contains("did not answer"), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn upstream_proxy_that_never_answers_is_a_timeout() {
+    let company = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let proxies = [UpstreamProxy::http, UpstreamProxy::socks5];
+    for proxy in proxies {
+        let proxy = proxy(&company.local_addr().unwrap().to_string()).unwrap();
+        let running = Running::start(|builder| {
+            builder
+                .policy(Arc::new(Rules::new().allow("api.test")))
+                .upstream_proxy(proxy)
+        })
+        .await;
+        let mut stream = asks(&running, "api.test:443").await;
+        let (mut came, _) = company.accept().await.unwrap();
+        came.read_u8().await.unwrap();
+        let (answer, _) = in_the_end(&mut stream).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=connection_timeout"),
+            "{answer}"
+        );
+        let event = running.events.wait(|event| event.host == "api.test").await;
+        assert_eq!(event.outcome, "the upstream proxy did not answer");
+    }
+}
+
+#[tokio::test]
+async fn tls_that_upstream_never_answers_is_a_timeout() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    // Where requests decide, upstream is dialled for the first of them, else for the tunnel.
+    for rule in [
+        format!("{at} special-ranges"),
+        format!("GET https://{at}/** special-ranges"),
+    ] {
+        let running = Running::start(|builder| {
+            with_service(builder, Service::custom("api").bearer(&at))
+                .policy(Arc::new(Rules::new().allow(&rule)))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL])
+        })
+        .await;
+        let tunnel = running.connect(&at).await.unwrap();
+        let (reached, ca_pem) = (accept_all(&listener), running.proxy.ca_pem().unwrap());
+        let asked = async {
+            tokio::time::pause();
+            let mut tls = timeout(FOR_EVER, tls(tunnel, &ca_pem, "api.test", &["http/1.1"]))
+                .await
+                .expect("the client waits for ever")
+                .expect("the client is not told in HTTP");
+            let head = format!("GET /x HTTP/1.1\r\nHost: {at}\r\n\r\n");
+            tls.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::resume();
+            in_the_end(&mut tls).await.0
+        };
+        let answer = tokio::select! {
+            answer = asked => answer,
+            never = reached => never,
+        };
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=connection_timeout"),
+            "{rule} {answer}"
+        );
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        assert_eq!(
+            (event.status, event.outcome.as_str()),
+            (Some(504), "TLS with upstream took too long")
+        );
+    }
+}
+
+/// Takes what comes, and never says anything.
+async fn accept_all(listener: &TcpListener) -> String {
+    let mut open = Vec::new();
+    loop {
+        open.push(listener.accept().await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn credential_that_never_comes_is_a_timeout() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let mute = Mute::default();
+    let running = Running::start(|builder| {
+        let service = Service::custom("api").bearer(&at);
+        allowed(builder, &upstream).credential(service, Arc::new(mute.clone()))
+    })
+    .await;
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let head = format!("GET /x HTTP/1.1\r\nHost: {at}\r\n\r\n");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    mute.0.notified().await;
+    let (answer, _) = in_the_end(&mut tls).await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/x"))
+        .await;
+    assert_eq!(event.status, Some(504));
+    assert!(event.outcome.contains("took too long"), "{event:?}");
+    assert!(upstream.seen().is_empty());
+}
+
+/// Asks an upstream that answers nothing, with these lines more in the head.
+async fn never_answered(protocol: &str, more: &str) -> (String, AuditEvent) {
+    let upstream = Upstream::tls(&[protocol]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let head = format!("GET /hold HTTP/1.1\r\nHost: {at}\r\n{more}\r\n");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    while upstream.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (answer, _) = in_the_end(&mut tls).await;
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/hold"))
+        .await;
+    (answer, event)
+}
+
+#[tokio::test]
+async fn response_that_never_begins_is_a_timeout() {
+    for protocol in ["http/1.1", "h2"] {
+        let (answer, event) = never_answered(protocol, "").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=http_response_timeout"),
+            "{protocol} {answer}"
+        );
+        assert_eq!(
+            (event.status, event.outcome.as_str()),
+            (Some(504), "upstream did not answer in time")
+        );
+    }
+}
+
+#[tokio::test]
+async fn websocket_that_is_never_answered_is_a_timeout() {
+    let asks = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for protocol in ["http/1.1", "h2"] {
+        let (answer, event) = never_answered(protocol, asks).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=http_response_timeout"),
+            "{protocol} {answer}"
+        );
+        assert_eq!(
+            (event.status, event.outcome.as_str()),
+            (Some(504), "upstream did not answer in time")
+        );
+    }
+}
+
+#[tokio::test]
+async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
+    let (ca_pem, config) = certificates(&["h2"]);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    let running = Running::start(|builder| {
+        with_service(builder, Service::custom("api").bearer(&at))
+            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+            .extra_root(ca_pem)
+    })
+    .await;
+    let came = Arc::<Notify>::default();
+    let told = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        stream.write_all(&frame2(SETTINGS, 0, 0, &[])).await.unwrap();
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).await.is_ok() {
+            let length = u16::from_be_bytes([head[1], head[2]]);
+            stream
+                .read_exact(&mut vec![0; usize::from(length)])
+                .await
+                .unwrap();
+            if head[3] == HEADERS {
+                told.notify_one();
+            }
+        }
+    });
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let head = format!("GET /x HTTP/1.1\r\nHost: {at}\r\n\r\n");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    came.notified().await;
+    let (answer, _) = in_the_end(&mut tls).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && answer.contains("error=http_response_incomplete"),
+        "{answer}"
+    );
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/x"))
+        .await;
+    assert!(event.outcome.contains("upstream failed"), "{event:?}");
 }

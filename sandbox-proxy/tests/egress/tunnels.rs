@@ -299,3 +299,31 @@ async fn ssh_through_a_tunnel_speaks_both_ways() {
         String::from_utf8_lossy(&scan.stderr)
     );
 }
+
+#[tokio::test]
+async fn server_that_has_said_all_still_hears_the_rest() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let running = Running::start(|builder| {
+        builder.policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+    })
+    .await;
+    let mut tunnel = running.connect(&at.to_string()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.write_all(b"all of it").await.unwrap();
+    server.shutdown().await.unwrap();
+    let mut told = String::new();
+    tunnel.read_to_string(&mut told).await.unwrap();
+    assert_eq!(told, "all of it");
+    let rest = vec![b'x'; 1 << 20];
+    let writing = async {
+        tunnel.write_all(&rest).await.unwrap();
+        tunnel.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::new();
+    let (_, read) = tokio::join!(writing, server.read_to_end(&mut heard));
+    read.unwrap();
+    assert_eq!(heard, rest);
+    let event = running.events.wait(|event| event.port == at.port()).await;
+    assert_eq!((event.bytes_out, event.bytes_in), (1 << 20, 9));
+}

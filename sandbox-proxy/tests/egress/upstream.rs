@@ -133,3 +133,133 @@ async fn connection_that_signs_in_is_never_used_again() {
     get("").await;
     assert_eq!(upstream.connections(), 3, "and leaves none");
 }
+
+#[tokio::test]
+async fn connection_that_upstream_wants_signed_in_is_never_used_again() {
+    let upstream = Upstream::plain().await;
+    let running = Running::plain(&upstream).await;
+    let target = upstream.at("api.test");
+    assert!(running.plain_get(&target, "").await.starts_with("HTTP/1.1 200"));
+    for (count, scheme) in [(1, "NTLM"), (2, "Negotiate"), (3, "Basic realm=\"x\", negotiate")] {
+        let answer = running
+            .raw(format!(
+                "GET http://{target}/challenge HTTP/1.1\r\nHost: {target}\r\nX-Scheme: {scheme}\r\n\r\n"
+            ))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert_eq!(upstream.connections(), count, "it goes out on the one that waits");
+        assert!(running.plain_get(&target, "").await.starts_with("HTTP/1.1 200"));
+        assert_eq!(upstream.connections(), count + 1, "{scheme}");
+    }
+    let answer = running
+        .raw(format!(
+            "GET http://{target}/challenge HTTP/1.1\r\nHost: {target}\r\nX-Scheme: Basic realm=\"ntlm\"\r\n\r\n"
+        ))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(running.plain_get(&target, "").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(
+        upstream.connections(),
+        4,
+        "others sign in a request, not a connection"
+    );
+}
+
+/// What a server in a thread of its own does with the next request, or with a connection that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Answer,
+    /// The end of the connection, before anything of a request was read.
+    Close,
+    /// The end of the connection, after a request.
+    CloseUnanswered,
+}
+
+/// A server that does as it is told, for one connection after the other; it tells what it read, and when it is done.
+fn told_what_to_do() -> (
+    u16,
+    std::sync::mpsc::Sender<Next>,
+    std::sync::mpsc::Receiver<String>,
+) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind((LOCAL, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (orders, ordered) = std::sync::mpsc::channel();
+    let (tells, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            loop {
+                let Ok(next) = ordered.recv() else {
+                    return;
+                };
+                let mut chunk = [0; 4096];
+                let mut read = String::new();
+                if next != Next::Close {
+                    while !read.contains("\r\n\r\n") {
+                        let count = stream.read(&mut chunk).unwrap();
+                        assert_ne!(count, 0, "the proxy closed it");
+                        read += &String::from_utf8_lossy(&chunk[..count]);
+                    }
+                }
+                if next == Next::Answer {
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    stream.write_all(answer).unwrap();
+                    let _ = tells.send(read);
+                } else {
+                    drop(stream);
+                    let _ = tells.send(read);
+                    break;
+                }
+            }
+        }
+    });
+    (port, orders, told)
+}
+
+#[tokio::test]
+async fn request_that_was_not_sent_is_sent_again_and_no_other() {
+    for request in [
+        "GET http://{at}/two HTTP/1.1\r\nHost: {at}\r\n\r\n",
+        "POST http://{at}/two HTTP/1.1\r\nHost: {at}\r\nContent-Length: 2\r\n\r\nhi",
+    ] {
+        let (port, orders, told) = told_what_to_do();
+        let at = format!("api.test:{port}");
+        let request = request.replace("{at}", &at);
+        let running = Running::start(|builder| {
+            builder
+                .policy(Arc::new(
+                    Rules::new().allow(&format!("http://{at} special-ranges")),
+                ))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL])
+        })
+        .await;
+        orders.send(Next::Answer).unwrap();
+        assert!(running.plain_get(&at, "").await.starts_with("HTTP/1.1 200"));
+        told.recv().unwrap();
+        // Written before the end of the waiting connection, and nobody runs meanwhile: the proxy takes that connection.
+        let mut stream = running.dial().await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(stream.try_write(request.as_bytes()).unwrap(), request.len());
+        orders.send(Next::Close).unwrap();
+        told.recv().unwrap();
+        orders.send(Next::Answer).unwrap();
+        let answer = read_all(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let seen = told.recv().unwrap();
+        assert!(seen.contains(" /two HTTP/1.1\r\n"), "{seen}");
+        drop(stream);
+        // This one upstream may have acted on.
+        orders.send(Next::CloseUnanswered).unwrap();
+        let answer = running.raw(&request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 502") && answer.contains("error=http_response_incomplete"),
+            "{answer}"
+        );
+        assert!(told.recv().unwrap().contains(" /two HTTP/1.1\r\n"));
+        orders.send(Next::Answer).unwrap();
+        let again = told.recv_timeout(std::time::Duration::from_millis(100));
+        assert!(again.is_err(), "sent again: {again:?}");
+        assert!(running.plain_get(&at, "").await.starts_with("HTTP/1.1 200"));
+        assert!(told.recv().unwrap().contains("GET / HTTP/1.1"));
+    }
+}

@@ -36,7 +36,18 @@ async fn by_upgrade(running: &Running, at: &str, path: &str) -> Opened {
     }
     assert_eq!(response.headers()["sec-websocket-accept"], accept(KEY.as_bytes()));
     assert_eq!(response.headers()["upgrade"], "websocket");
+    assert!(response.extensions().get::<hyper::ext::ReasonPhrase>().is_none());
+    shows_no_secret(&response);
     Ok(TokioIo::new(hyper::upgrade::on(response).await.unwrap()))
+}
+
+/// `/ws` tells the key in its head, too.
+fn shows_no_secret(response: &Response<hyper::body::Incoming>) {
+    let echo = response.headers()["x-echo"].to_str().unwrap();
+    assert!(
+        echo.starts_with("switches with ") && !holds_secret(echo),
+        "{echo}"
+    );
 }
 
 /// Opens a WebSocket by extended CONNECT (RFC 8441).
@@ -84,6 +95,7 @@ async fn by_connect(running: &Running, at: &str, path: &str) -> Opened {
     for gone in ["sec-websocket-accept", "upgrade", "connection"] {
         assert!(!response.headers().contains_key(gone), "{gone}");
     }
+    shows_no_secret(&response);
     Ok(TokioIo::new(hyper::upgrade::on(response).await.unwrap()))
 }
 

@@ -11,16 +11,24 @@ use crate::defence::holds;
 pub(super) fn text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in shown(text).chars() {
-        match c {
-            '&' if holds("audit-escapes-html") => out.push_str("&amp;"),
-            '<' if holds("audit-escapes-html") => out.push_str("&lt;"),
-            '>' if holds("audit-escapes-html") => out.push_str("&gt;"),
-            '"' if holds("audit-escapes-html") => out.push_str("&quot;"),
-            '\'' if holds("audit-escapes-html") => out.push_str("&#39;"),
-            c => out.push(c),
+        match entity(c).filter(|_| holds("audit-escapes-html")) {
+            Some(entity) => out.push_str(entity),
+            None => out.push(c),
         }
     }
     out
+}
+
+/// What stands for a character that would be markup.
+const fn entity(c: char) -> Option<&'static str> {
+    match c {
+        '&' => Some("&amp;"),
+        '<' => Some("&lt;"),
+        '>' => Some("&gt;"),
+        '"' => Some("&quot;"),
+        '\'' => Some("&#39;"),
+        _ => None,
+    }
 }
 
 /// `1,234,567`.

@@ -156,7 +156,7 @@ impl Chunks {
             return Err(ChunkError::Head);
         }
         let length = usize::from_str_radix(size, 16).map_err(|_| ChunkError::Head)?;
-        if length > MAX_CHUNK_BYTES && defence::holds("sigv4-body-bound") {
+        if length > MAX_CHUNK_BYTES && defence::holds("sigv4-chunk-bound") {
             return Err(ChunkError::TooLong);
         }
         let size_text = size.to_owned();

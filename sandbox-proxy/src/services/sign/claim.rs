@@ -71,7 +71,7 @@ impl Claim {
         if twice && defence::holds("sigv4-one-signature") {
             return Err(SignError::Ambiguous);
         }
-        if names.iter().any(|name| name == OLD_PARAMETER) && defence::holds("sigv4-algorithm") {
+        if names.iter().any(|name| name == OLD_PARAMETER) && defence::holds("sigv4-old-parameters") {
             return Err(SignError::Algorithm);
         }
         match line {
@@ -123,7 +123,7 @@ impl Claim {
                 .find(|(_, name, _)| name == wanted)
                 .map(|(_, _, value)| value)
         };
-        if of("x-amz-algorithm").as_deref() != Some(ALGORITHM) && defence::holds("sigv4-algorithm") {
+        if of("x-amz-algorithm").as_deref() != Some(ALGORITHM) && defence::holds("sigv4-query-algorithm") {
             return Err(SignError::Algorithm);
         }
         let expires = of("x-amz-expires").and_then(|text| text.parse().ok());

@@ -52,7 +52,7 @@ impl Payload {
             UNSIGNED | UNSIGNED_TRAILER => Ok(Self::Literal(text.to_owned())),
             CHUNKS => Ok(Self::Chunks { trailer: false }),
             CHUNKS_TRAILER => Ok(Self::Chunks { trailer: true }),
-            _ if is_hash || !defence::holds("sigv4-algorithm") => Ok(Self::Literal(text.to_owned())),
+            _ if is_hash || !defence::holds("sigv4-payload-kind") => Ok(Self::Literal(text.to_owned())),
             _ => Err(SignError::Payload),
         }
     }

@@ -14,6 +14,7 @@ use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -106,6 +107,7 @@ impl Upstream {
                     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                             .enable_connect_protocol()
+                            .max_concurrent_streams(1024)
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     } else {
@@ -374,6 +376,29 @@ async fn handle(
             let stream = Frames(std::future::poll_fn(move |cx| receiver.poll_recv(cx)));
             Response::new(BodyExt::boxed(stream))
         }
+        // Wants the client to sign in by a scheme of its choice.
+        "/challenge" => {
+            let mut answer = full("");
+            *answer.status_mut() = StatusCode::UNAUTHORIZED;
+            let scheme = parts.headers["x-scheme"].clone();
+            answer.headers_mut().insert("www-authenticate", scheme);
+            answer
+        }
+        // So many bytes in a header, as fields of a kilobyte each.
+        "/long-head" => {
+            let size: usize = parts.headers["x-size"].to_str().unwrap().parse().unwrap();
+            let mut answer = full("ok");
+            for _ in 0..size >> 10 {
+                let value = HeaderValue::try_from("x".repeat(1 << 10)).unwrap();
+                answer.headers_mut().append("x-long", value);
+            }
+            answer
+        }
+        // Nothing until the test lets it answer.
+        "/hold" => {
+            go_on.notified().await;
+            full("held")
+        }
         // What was sent comes back, and then nothing until the test lets it end.
         "/drip" => {
             let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
@@ -418,6 +443,7 @@ async fn handle(
             answer
         }
         "/ws" => {
+            let key_echo = format!("switches with {key}");
             tokio::spawn(async move {
                 let mut stream = TokioIo::new(upgrade.await.unwrap());
                 stream.write_all(&streams::greeting(&key)).await.unwrap();
@@ -430,9 +456,13 @@ async fn handle(
                 }
             });
             let mut answer = full("");
+            answer.headers_mut().insert("x-echo", key_echo.parse().unwrap());
             if parts.version == Version::HTTP_2 {
                 return Ok(answer);
             }
+            answer
+                .extensions_mut()
+                .insert(ReasonPhrase::try_from(key_echo.into_bytes()).unwrap());
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             answer
                 .headers_mut()
