@@ -33,6 +33,9 @@ pub(crate) const MAX_PER_SANDBOX: usize = 1024;
 /// For a place among the sandbox's upstream connections: bursts end within this, and a guest that holds them all is
 /// told so.
 pub(crate) const PLACE_TIME: Duration = Duration::from_secs(3);
+/// How often those that wait for a place look whether a connection waits that could make room: few wait, and each look
+/// goes through the pool.
+pub(crate) const PLACE_PAUSE: Duration = Duration::from_millis(250);
 /// Streams over the limit that are told so politely at the same time; more than these are just closed.
 pub(crate) const TURNED_AWAY: usize = 8;
 /// Requests in flight of one sandbox: HTTP/2 has many in one stream.

@@ -15,7 +15,7 @@ use sandbox_core::host::Host;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::Inner;
@@ -110,16 +110,22 @@ impl Inner {
         Ok(Dialled::new(stream, slot))
     }
 
-    /// A place for one more connection to upstream. Those that wait in the pool for a next request make room.
+    /// A place for one more connection to upstream. Those that wait in the pool for a next request make room, also those
+    /// that come to wait there meanwhile.
     pub(super) async fn place(&self) -> Result<Slot, Refusal> {
         if let Some(slot) = self.upstreams.try_take() {
             return Ok(slot);
         }
-        self.pool.let_go_of_oldest();
-        self.upstreams
-            .take(limits::PLACE_TIME)
-            .await
-            .ok_or_else(|| Refusal::busy("the sandbox has too many connections open; close some first"))
+        let deadline = Instant::now() + limits::PLACE_TIME;
+        while Instant::now() < deadline {
+            self.pool.let_go_of_oldest();
+            if let Some(slot) = self.upstreams.take(limits::PLACE_PAUSE).await {
+                return Ok(slot);
+            }
+        }
+        Err(Refusal::busy(
+            "the sandbox has too many connections open; close some first",
+        ))
     }
 
     /// A new HTTP connection to an admitted target, over `dialled` if that is given.

@@ -68,6 +68,45 @@ async fn connection_with_a_response_under_way_does_not_stand_before_one_that_can
 }
 
 #[tokio::test]
+async fn connection_that_comes_to_wait_makes_room_for_who_waited_for_it() {
+    for protocol in ["h2", "http/1.1"] {
+        let shared = Upstream::tls(&[protocol]).await;
+        let plain = Upstream::plain().await;
+        let at = shared.at("api.test");
+        let running = Running::start(|builder| {
+            let managed = Rules::new().allow(&format!("{at} special-ranges"));
+            let rules = managed.allow(&format!("http://{} special-ranges", plain.address));
+            with_credential(allowed(builder, &shared), &shared)
+                .policy(Arc::new(rules))
+                .max_connections(2)
+        })
+        .await;
+        let mut client = running.h2(&at).await;
+        let ask = |path: &str| {
+            Request::get(format!("https://{at}{path}"))
+                .body(Full::<Bytes>::default())
+                .unwrap()
+        };
+        let unread = client.send_request(ask("/big")).await.unwrap();
+        // So that the next goes out on another connection, whatever upstream speaks.
+        let rules = running.proxy.rules().unwrap();
+        running.proxy.set_policy(Arc::new(rules)).unwrap();
+        let short = client.send_request(ask("/slow")).await.unwrap();
+        assert_eq!(shared.connections(), 2);
+        let waits = running.plain_get(plain.address, "Connection: close\r\n");
+        let ends = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            shared.go_on.notify_one();
+            short.into_body().collect().await
+        };
+        let (answer, ended) = tokio::join!(waits, ends);
+        ended.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{protocol}: {answer}");
+        drop(unread);
+    }
+}
+
+#[tokio::test]
 async fn upstream_connections_over_the_limit_are_refused_and_recorded() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let two = Running::start(|builder| with_credential(allowed(builder, &upstream), &upstream)).await;
