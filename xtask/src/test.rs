@@ -102,7 +102,7 @@ pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode,
     let code = report(&rows);
     if broken > 0 {
         println!(
-            "The emulated host, or a guest's processor in it, broke {broken} times; what that took was run again."
+            "Failures of the emulated host, or of a guest's processor in it, whose tests were run again: {broken}"
         );
     }
     Ok(code)
