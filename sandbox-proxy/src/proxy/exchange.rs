@@ -16,7 +16,7 @@ use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
 use super::message::{self, Coded};
-use super::pool::{Checkin, Sender, Target};
+use super::pool::{Checkin, Connections, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
@@ -128,9 +128,9 @@ async fn exchange(
         .service
         .as_ref()
         .and_then(|managed| managed.issuer(parts.uri.path()));
-    let target = match service {
-        None if route.service.is_some() => route.own_target(inner),
-        _ => Arc::clone(&route.target),
+    let connections = match service {
+        None if route.service.is_some() => route.own_connections(inner),
+        _ => Arc::clone(&route.connections),
     };
     let is_alone = message::signs_connection_in(&parts.headers) && holds("pool-sign-in");
     if route.scrubbing != Scrubbing::Never {
@@ -145,7 +145,7 @@ async fn exchange(
     }
     let request = Request::from_parts(parts, body);
     let (mut response, mut checkin) = match websocket {
-        Some(asked) => match Box::pin(asked.send(inner, route, &target, request)).await? {
+        Some(asked) => match Box::pin(asked.send(inner, route, &connections, request)).await? {
             Opened::Switched(mut response, under_way) => {
                 keep_session(&mut response, is_managed);
                 let held = (permit, under_way);
@@ -159,7 +159,7 @@ async fn exchange(
         },
         None => {
             let offer = if is_alone { Offer::Alone } else { Offer::Any };
-            let answered = send(inner, route, &target, request, offer).await?;
+            let answered = send(inner, route, &connections, request, offer).await?;
             if route.forward.is_some() && answered.0.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
                 return Err(chain::refused(answered.0.status()));
             }
@@ -319,7 +319,7 @@ pub(super) fn explain(route: &Route, record: &Record, why: Explanation) {
 async fn send(
     inner: &Inner,
     route: &Arc<Route>,
-    target: &Arc<Target>,
+    connections: &Arc<Connections>,
     request: Request<RequestBody>,
     offer: Offer,
 ) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
@@ -327,7 +327,7 @@ async fn send(
     let time = limits::at_most(limits::RESPONSE_TIME, holds("response-time"));
     for attempt in 1.. {
         let waiting = match offer {
-            Offer::Any if attempt < SEND_ATTEMPTS => target.checkout().await,
+            Offer::Any if attempt < SEND_ATTEMPTS => connections.checkout().await,
             _ => None,
         };
         let (sender, is_new) = match waiting {
@@ -342,11 +342,11 @@ async fn send(
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
                 let result = timeout(time, h1.try_send_request(request)).await;
-                (result, Some(Checkin::h1(target, h1)))
+                (result, Some(Checkin::h1(connections, h1)))
             }
             Sender::H2(mut h2) => {
                 if is_new {
-                    target.put(pool::Sender::H2(h2.clone()));
+                    connections.put(pool::Sender::H2(h2.clone()));
                 }
                 let result = timeout(time, h2.requests.try_send_request(request)).await;
                 (result, Some(Checkin::h2(&h2)))

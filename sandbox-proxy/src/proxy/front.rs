@@ -144,7 +144,7 @@ async fn connect(
     if let Some(managed) = route.service.as_ref().filter(|_| !route.is_read()) {
         exchange::explain(&route, record, managed.explain(""));
     }
-    let upstream = if !tls || waits || (route.is_read() && route.target.speaks_h2().is_some()) {
+    let upstream = if !tls || waits || (route.is_read() && route.connections.speaks_h2().is_some()) {
         None
     } else {
         Some(inner.dial(&route).await?)

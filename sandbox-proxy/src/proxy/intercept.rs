@@ -38,14 +38,14 @@ pub(crate) async fn serve(
         return;
     };
     // The client is told of HTTP/2 first only where upstream speaks it.
-    let h2 = match route.target.speaks_h2() {
+    let h2 = match route.connections.speaks_h2() {
         Some(h2) => h2,
         // Unknown before a request is allowed, and either can be turned into the other.
         None if route.admission.inspect => true,
         None => match inner.connect(&route, upstream, Offer::Any).await {
             Ok(sender) => {
                 let h2 = matches!(sender, super::pool::Sender::H2(_));
-                route.target.put(sender);
+                route.connections.put(sender);
                 h2
             }
             // The first request tries again and is told.

@@ -24,7 +24,7 @@ const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    targets: Mutex<HashMap<Key, Arc<Target>>>,
+    by_key: Mutex<HashMap<Key, Arc<Connections>>>,
 }
 
 /// What a connection is for.
@@ -40,9 +40,9 @@ pub(crate) struct Key {
     pub(crate) service: Option<String>,
 }
 
-/// Connections to one target.
+/// The connections to one target.
 #[derive(Debug, Default)]
-pub(crate) struct Target {
+pub(crate) struct Connections {
     waiting: Mutex<Waiting>,
 }
 
@@ -87,40 +87,40 @@ pub(crate) struct Settings {
 /// A connection that is busy with a response.
 #[derive(Debug)]
 pub(crate) enum Checkin {
-    H1(Arc<Target>, http1::SendRequest<RequestBody>),
+    H1(Arc<Connections>, http1::SendRequest<RequestBody>),
     H2 { _under_way: UnderWay },
 }
 
 impl Pool {
-    pub(crate) fn target(&self, mut key: Key) -> Arc<Target> {
+    pub(crate) fn connections(&self, mut key: Key) -> Arc<Connections> {
         if !defence::holds("pool-host") {
             key.host = Host::Address(std::net::Ipv4Addr::UNSPECIFIED.into());
         }
         if !defence::holds("pool-credential") {
             key.service = None;
         }
-        let mut targets = self.lock();
-        if let Some(target) = targets.get(&key) {
-            return Arc::clone(target);
+        let mut by_key = self.lock();
+        if let Some(connections) = by_key.get(&key) {
+            return Arc::clone(connections);
         }
-        if targets.len() >= limits::POOL_TARGETS {
+        if by_key.len() >= limits::POOL_TARGETS {
             // Those in use live on with whoever uses them.
-            targets.retain(|_, target| Arc::strong_count(target) > 1 && target.is_open());
+            by_key.retain(|_, connections| Arc::strong_count(connections) > 1 && connections.is_open());
         }
-        let target = Arc::<Target>::default();
-        if targets.len() < limits::POOL_TARGETS {
-            targets.insert(key, Arc::clone(&target));
+        let connections = Arc::<Connections>::default();
+        if by_key.len() < limits::POOL_TARGETS {
+            by_key.insert(key, Arc::clone(&connections));
         }
-        target
+        connections
     }
 
     /// Lets go of every connection that waits: it was vetted by a policy that is no more. `change` makes it so; who
     /// sees that it did finds none of them.
     pub(crate) fn forget<T>(&self, change: impl FnOnce() -> T) -> T {
-        let mut targets = self.lock();
+        let mut by_key = self.lock();
         let changed = change();
-        for (_, target) in targets.drain() {
-            target.lock().clear();
+        for (_, connections) in by_key.drain() {
+            connections.lock().clear();
         }
         changed
     }
@@ -128,24 +128,24 @@ impl Pool {
     /// Lets go of the connection that has waited longest, if one waits on which nothing is under way: another needs its
     /// place.
     pub(crate) fn let_go_of_oldest(&self) {
-        let targets = self.lock();
-        let oldest = targets.values().filter_map(|target| {
-            let mut waiting = target.lock();
+        let by_key = self.lock();
+        let oldest = by_key.values().filter_map(|connections| {
+            let mut waiting = connections.lock();
             // What upstream has closed holds no place.
             waiting.drop_stale();
-            Some((waiting.oldest()?, target))
+            Some((waiting.oldest()?, connections))
         });
-        if let Some((_, target)) = oldest.min_by_key(|(since, _)| *since) {
-            target.lock().drop_oldest();
+        if let Some((_, connections)) = oldest.min_by_key(|(since, _)| *since) {
+            connections.lock().drop_oldest();
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Target>>> {
-        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Connections>>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Target {
+impl Connections {
     /// A connection that waits, if there is one.
     pub(crate) async fn checkout(&self) -> Option<Sender> {
         loop {
@@ -213,13 +213,13 @@ impl Target {
 }
 
 /// Lets go of connections that waited too long, until none waits: a guest that falls silent holds no descriptors.
-async fn sweep(target: std::sync::Weak<Target>) {
+async fn sweep(connections: std::sync::Weak<Connections>) {
     loop {
         sleep(limits::POOL_IDLE_TIME / 3).await;
-        let Some(target) = target.upgrade() else {
+        let Some(connections) = connections.upgrade() else {
             return;
         };
-        let mut waiting = target.lock();
+        let mut waiting = connections.lock();
         waiting.drop_stale();
         if waiting.is_empty() {
             waiting.sweeper = None;
@@ -324,8 +324,8 @@ impl Http2 {
 }
 
 impl Checkin {
-    pub(crate) fn h1(target: &Arc<Target>, sender: http1::SendRequest<RequestBody>) -> Self {
-        Self::H1(Arc::clone(target), sender)
+    pub(crate) fn h1(connections: &Arc<Connections>, sender: http1::SendRequest<RequestBody>) -> Self {
+        Self::H1(Arc::clone(connections), sender)
     }
 
     pub(crate) fn h2(h2: &Http2) -> Self {
@@ -337,7 +337,7 @@ impl Checkin {
     /// The response has ended as it should: the connection waits for the next request.
     pub(crate) fn done(self) {
         match self {
-            Self::H1(target, sender) => target.put(Sender::H1(sender)),
+            Self::H1(connections, sender) => connections.put(Sender::H1(sender)),
             Self::H2 { .. } => {}
         }
     }
@@ -369,8 +369,8 @@ mod tests {
     #[test]
     fn connections_are_shared_only_where_everything_agrees() {
         let pool = Pool::default();
-        let first = pool.target(key("one.test", Some("a")));
-        assert!(Arc::ptr_eq(&first, &pool.target(key("one.test", Some("a")))));
+        let first = pool.connections(key("one.test", Some("a")));
+        assert!(Arc::ptr_eq(&first, &pool.connections(key("one.test", Some("a")))));
         let tls = Key {
             tls: true,
             ..key("one.test", Some("a"))
@@ -391,15 +391,18 @@ mod tests {
             tls,
             port,
         ] {
-            assert!(!Arc::ptr_eq(&first, &pool.target(other.clone())), "{other:?}");
+            assert!(
+                !Arc::ptr_eq(&first, &pool.connections(other.clone())),
+                "{other:?}"
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_wait_too_long_are_closed_though_nobody_asks() {
-        let target = Arc::<Target>::default();
+        let connections = Arc::<Connections>::default();
         let (sender, mut far) = connection().await;
-        target.put(Sender::H1(sender));
+        connections.put(Sender::H1(sender));
         let mut byte = [0];
         // The clock is the test's: it jumps to whatever comes next, which is the end of the connection.
         let ended = timeout(
@@ -407,7 +410,7 @@ mod tests {
             tokio::io::AsyncReadExt::read(&mut far, &mut byte),
         );
         assert_eq!(ended.await.unwrap().unwrap(), 0);
-        assert!(target.lock().sweeper.is_none(), "its task has ended, too");
+        assert!(connections.lock().sweeper.is_none(), "its task has ended, too");
     }
 
     #[tokio::test(start_paused = true)]
@@ -415,8 +418,8 @@ mod tests {
         let pool = Pool::default();
         let (first, mut far) = connection().await;
         let (second, _far) = connection().await;
-        let one = pool.target(key("one.test", None));
-        let two = pool.target(key("two.test", None));
+        let one = pool.connections(key("one.test", None));
+        let two = pool.connections(key("two.test", None));
         two.put(Sender::H1(first));
         sleep(std::time::Duration::from_secs(1)).await;
         one.put(Sender::H1(second));
@@ -434,12 +437,12 @@ mod tests {
     async fn connections_that_upstream_has_closed_do_not_stand_before_others_that_can_make_room() {
         let pool = Pool::default();
         let (closed, far) = connection().await;
-        let one = pool.target(key("one.test", None));
+        let one = pool.connections(key("one.test", None));
         one.put(Sender::H1(closed));
         drop(far);
         sleep(std::time::Duration::from_secs(1)).await;
         let (open, mut far) = connection().await;
-        let two = pool.target(key("two.test", None));
+        let two = pool.connections(key("two.test", None));
         two.put(Sender::H1(open));
         pool.let_go_of_oldest();
         assert_eq!(
@@ -457,12 +460,12 @@ mod tests {
             .unwrap();
         tokio::spawn(driven);
         let h2 = Http2::new(sender, &Arc::default());
-        let busy = pool.target(key("busy.test", None));
+        let busy = pool.connections(key("busy.test", None));
         let response = Checkin::h2(&h2);
         busy.put(Sender::H2(h2));
         sleep(std::time::Duration::from_secs(1)).await;
         let (idle, _far) = connection().await;
-        let other = pool.target(key("other.test", None));
+        let other = pool.connections(key("other.test", None));
         other.put(Sender::H1(idle));
         pool.let_go_of_oldest();
         assert!(busy.is_open() && !other.is_open(), "though it waits for longer");
@@ -481,11 +484,11 @@ mod tests {
             .unwrap();
         tokio::spawn(driven);
         let h2 = Http2::new(sender, &Arc::default());
-        let target = Arc::<Target>::default();
+        let connections = Arc::<Connections>::default();
         let _response = Checkin::h2(&h2);
-        target.put(Sender::H2(h2));
+        connections.put(Sender::H2(h2));
         sleep(2 * limits::POOL_IDLE_TIME).await;
-        let waiting = target.lock();
+        let waiting = connections.lock();
         assert!(waiting.is_empty() && waiting.sweeper.is_none());
     }
 }

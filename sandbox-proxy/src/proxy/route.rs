@@ -11,7 +11,7 @@ use super::Inner;
 use super::chain::Forward;
 use super::gate::Admission;
 use super::meter::HostMeter;
-use super::pool::{Key, Target};
+use super::pool::{Connections, Key};
 use super::refusal::Refusal;
 use crate::defence;
 use crate::defence::holds;
@@ -37,7 +37,7 @@ pub(crate) struct Route {
     /// Whether upstream may compress: no secret goes there, or its service says that it tells none of them back.
     pub(crate) compressed: bool,
     /// Connections for requests with the service's credential, or for all where there is no service.
-    pub(crate) target: Arc<Target>,
+    pub(crate) connections: Arc<Connections>,
     /// Plain HTTP that a proxy of the host's network forwards.
     pub(crate) forward: Option<Forward>,
     pub(crate) meter: Arc<HostMeter>,
@@ -85,7 +85,7 @@ impl Route {
         Ok(Arc::new(Self {
             authority: Authority::try_from(text.as_str()).map_err(|_| invalid(()))?,
             host_header: HeaderValue::try_from(text.as_str()).map_err(|_| invalid(()))?,
-            target: inner.pool.target(Key {
+            connections: inner.pool.connections(Key {
                 tls,
                 host: host.clone(),
                 port,
@@ -109,8 +109,8 @@ impl Route {
     }
 
     /// Connections for requests with a credential of the client's own.
-    pub(super) fn own_target(&self, inner: &Inner) -> Arc<Target> {
-        inner.pool.target(Key {
+    pub(super) fn own_connections(&self, inner: &Inner) -> Arc<Connections> {
+        inner.pool.connections(Key {
             tls: self.tls,
             host: self.host.clone(),
             port: self.port,
