@@ -24,13 +24,7 @@ const RECIPES: &[(&str, &[&str])] = &[
             "guest/kernel/interpreted-boot.patch",
         ],
     ),
-    (
-        "RECIPE_KERNEL_HOST",
-        &[
-            "guest/kernel/host.config",
-            "guest/kernel/emulated-injection.patch",
-        ],
-    ),
+    ("RECIPE_KERNEL_HOST", &["guest/kernel/host.config"]),
     (
         "RECIPE_AGENT",
         &[

@@ -1,9 +1,9 @@
 //! The end-to-end tests in the emulated host.
 //!
-//! QEMU's processors have failed when they ran guests of their own: the host died or stood still, or a guest did. The
-//! host's kernel avoids the known cause (`guest/kernel/emulated-injection.patch`). Such a failure is no result of a test:
-//! what it took is run again in a fresh host, visibly and a bounded number of times. What a sandbox does to its host, or
-//! our VMM to a guest, happens again. A test that fails where nothing broke has failed.
+//! QEMU's processors fail now and then when they run guests of their own: the host dies or stands still, or a guest does.
+//! Such a failure is no result of a test: what it took is run again in a fresh host, visibly and a bounded number of
+//! times. What a sandbox does to its host, or our VMM to a guest, happens again. A test that fails where nothing broke has
+//! failed.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,8 @@ use crate::{
 /// Tests at once.
 const THREADS: &str = "2";
 
-/// Tests of one host: a failure takes no more than so many with it.
+/// Tests of one host: a failure takes no more than so many with it, and QEMU's buffer of translated code does not fill (70
+/// fill it twice).
 const GROUP: usize = 24;
 
 /// How often a test is run when a failure of the host's takes its result.

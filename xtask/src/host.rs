@@ -48,8 +48,9 @@ cgroup2 /mnt/root/sys/fs/cgroup cgroup2 defaults 0 0
 /// Memory by default, where the machine has twice as much.
 const MEMORY_MIB: u64 = 6144;
 
-/// QEMU's buffer of translated code in MiB; it takes no larger one. When it is full it is emptied, and everything is
-/// translated again.
+/// QEMU's buffer of translated code in MiB; it takes no larger one. When it is full it is emptied, for which all processors
+/// stop. One that runs a guest into which VMRUN has just injected an interrupt then delivers that once more (seen in QEMU
+/// 7.2: the vector stays noted as an exception until the next exit), and the guest may break: best is never to fill it.
 const MAX_TRANSLATIONS_MIB: u64 = 2047;
 
 /// End of the console that is shown when the host dies.

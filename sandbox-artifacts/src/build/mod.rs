@@ -115,7 +115,7 @@ impl<'a> Builder<'a> {
                 "interpreted",
                 &["emulated-ring0.patch", "interpreted-boot.patch"],
             ),
-            Kind::KernelHost => kernel::build(self, folder, "host", &["emulated-injection.patch"]),
+            Kind::KernelHost => kernel::build(self, folder, "host", &[]),
             Kind::Agent => programs::agent(self, folder),
             Kind::Helper => programs::helper(self, folder),
             Kind::BaseImage => base::build(self, folder),
