@@ -60,7 +60,7 @@ pub(crate) fn run(
         let mut left: Vec<Test> = names(program, filter)?.into_iter().map(Test::new).collect();
         while !left.is_empty() {
             let group: Vec<Test> = left.drain(..left.len().min(GROUP)).collect();
-            let group_run = run_group(&host, program, &group);
+            let group_run = run_group(&host, program, &group)?;
             let (ended, again) = group_run.judge(group);
             count.add(&ended);
             if let Some(how) = &group_run.broken {
@@ -100,13 +100,16 @@ fn names(program: &Path, filter: Option<&str>) -> Result<Vec<String>, TaskError>
         .args(["--list", "--format", "terse"])
         .args(filter)
         .output()
-        .map_err(TaskError::start(name))?;
+        .map_err(TaskError::start(&name))?;
+    if !output.status.success() {
+        return Err(TaskError::Tests { program: name });
+    }
     let list = String::from_utf8_lossy(&output.stdout);
     let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
     Ok(tests.map(str::to_owned).collect())
 }
 
-fn run_group(host: &Host, program: &Path, group: &[Test]) -> Run {
+fn run_group(host: &Host, program: &Path, group: &[Test]) -> Result<Run, TaskError> {
     let mut command: Vec<OsString> = vec![program.into(), "--exact".into()];
     command.extend(group.iter().map(|test| OsString::from(&test.name)));
     command.extend(["--test-threads".into(), THREADS.into()]);
@@ -114,19 +117,28 @@ fn run_group(host: &Host, program: &Path, group: &[Test]) -> Run {
     let ended = host.run_into(&command, &mut output);
     let text = String::from_utf8_lossy(&output.shown.0);
     let guest = BROKEN_GUEST.iter().find(|how| text.contains(**how));
-    Run {
+    let (code, broken) = match (ended, guest) {
+        (Err(error @ TaskError::HostDied { .. }), _) => (None, Some(error.to_string())),
+        // Without QEMU, say, a fresh host is no better.
+        (Err(error), _) => return Err(error),
+        (Ok(code), Some(how)) => (
+            Some(code),
+            Some(format!("a guest's processor failed ({})", how.trim())),
+        ),
+        (Ok(code), None) => (Some(code), None),
+    };
+    Ok(Run {
         results: results(&text),
-        broken: match (ended, guest) {
-            (Err(error), _) => Some(error.to_string()),
-            (Ok(_), Some(how)) => Some(format!("a guest's processor failed ({})", how.trim())),
-            (Ok(_), None) => None,
-        },
-    }
+        code,
+        broken,
+    })
 }
 
 /// A group's run in one host.
 struct Run {
     results: HashMap<String, Outcome>,
+    /// The program's exit code, if it came to its end.
+    code: Option<u8>,
     /// What broke that is not of the tests.
     broken: Option<String>,
 }
@@ -152,6 +164,10 @@ impl Run {
                 // The program ended before it.
                 None => count.broken += 1,
             }
+        }
+        // The program failed, and no test of it says why.
+        if self.code.is_some_and(|code| code != 0) && count.failed + count.broken == 0 && again.is_empty() {
+            count.broken += 1;
         }
         (count, again)
     }
@@ -210,6 +226,7 @@ mod tests {
     fn run(broken: Option<&str>) -> Run {
         Run {
             results: results(OUTPUT),
+            code: broken.is_none().then_some(101),
             broken: broken.map(str::to_owned),
         }
     }
@@ -224,6 +241,19 @@ mod tests {
             broken: 1,
         };
         assert_eq!((count, again), (all, vec![]));
+    }
+
+    #[test]
+    fn program_that_fails_without_a_failed_test_is_no_success() {
+        for (code, broken) in [(0, 0), (101, 1)] {
+            let run = Run {
+                results: results("test a::one ... ok\n"),
+                code: Some(code),
+                broken: None,
+            };
+            let (count, again) = run.judge(vec![Test::new("a::one".to_owned())]);
+            assert_eq!((count.passed, count.broken, again), (1, broken, vec![]));
+        }
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub(crate) enum TaskError {
     /// The emulated host ended without the command's exit code.
     #[error("the emulated host ended before the command did; the last lines of its console:\n{console}")]
     HostDied { console: String },
+    /// A test program does not say what tests it has.
+    #[error("{program} --list failed")]
+    Tests { program: String },
     /// A file could not be used.
     #[error("cannot {action} {}", path.display())]
     File {

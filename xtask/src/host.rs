@@ -414,6 +414,20 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_takes_is_not_waited_for() {
+        let mut child = Command::new("sh")
+            .args(["-c", "echo a; sleep 100"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let stdout = child.stdout.take().expect("a pipe");
+        // Room for nothing.
+        assert!(copy_patiently(stdout, &mut [0_u8; 0].as_mut_slice(), None).is_err());
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    #[test]
     fn a_shell_gets_every_word_as_it_is() {
         let words: [&[u8]; 4] = [b"", b"it's $HOME `x` \\ \"y\"", b"two\nlines", b"\xff*"];
         for word in words {
