@@ -334,26 +334,30 @@ async fn no_secret_in_debug_or_errors_of_public_types() {
     assert_clean("told", &told);
 }
 
+/// A source that panics with these words.
+#[derive(Debug)]
+struct Panics(String);
+
+#[async_trait]
+impl CredentialSource for Panics {
+    fn describe(&self) -> String {
+        "panics".into()
+    }
+
+    async fn fetch(&self, _: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
+        panic!("{}", self.0);
+    }
+}
+
 #[tokio::test]
 async fn source_that_panics_is_one_that_gives_nothing() {
-    #[derive(Debug)]
-    struct Panics;
-    #[async_trait]
-    impl CredentialSource for Panics {
-        fn describe(&self) -> String {
-            "panics".into()
-        }
-        async fn fetch(&self, _: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-            panic!("on purpose, in a test");
-        }
-    }
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let at = upstream.at("api.test");
     let running = Running::start(|builder| {
         let service = Service::custom("api")
             .bearer(&at)
             .client_credential(ClientCredential::Pass);
-        allowed(builder, &upstream).credential(service, Arc::new(Panics))
+        allowed(builder, &upstream).credential(service, Arc::new(Panics("on purpose, in a test".to_owned())))
     })
     .await;
     let mut client = running.h1(&at).await;
@@ -368,17 +372,6 @@ async fn source_that_panics_is_one_that_gives_nothing() {
 
 #[tokio::test]
 async fn no_secret_in_what_is_told_of_a_source_that_panics_with_it() {
-    #[derive(Debug)]
-    struct Panics;
-    #[async_trait]
-    impl CredentialSource for Panics {
-        fn describe(&self) -> String {
-            "panics".into()
-        }
-        async fn fetch(&self, _: &CredentialRequest<'_>) -> Result<Issued, CredentialError> {
-            panic!("the key {SECRET} is of no use");
-        }
-    }
     let (log, _guard) = log();
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let at = upstream.at("api.test");
@@ -386,7 +379,10 @@ async fn no_secret_in_what_is_told_of_a_source_that_panics_with_it() {
     let running = Running::start(|builder| {
         allowed(builder, &upstream)
             .audit(Arc::new(JsonLines::new(lines.clone())))
-            .credential(Service::custom("api").bearer(&at), Arc::new(Panics))
+            .credential(
+                Service::custom("api").bearer(&at),
+                Arc::new(Panics(format!("the key {SECRET} is of no use"))),
+            )
     })
     .await;
     let missing = running.proxy.check_credentials().await.unwrap_err();

@@ -1,4 +1,4 @@
-//! One guest's hunger is its own: what is bounded, how it is told, and that others go on.
+//! One guest's hunger is its own: how many of each it may have, how it is told, and that others go on.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,17 +8,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::HostName;
-use sandbox_proxy::{Limits, Proxy, Resolver, Rules, Service};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use sandbox_proxy::{Proxy, Resolver, Rules, Service};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::floods::{END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, frame2, head, open};
-use crate::streaming::settled;
 use crate::support::*;
 
 #[tokio::test]
@@ -205,6 +203,15 @@ async fn http2_connections_over_the_limit_are_offered_the_older_version() {
     drop(open);
 }
 
+/// A download that has begun, on a connection of its own, and is not read.
+async fn unread_download(running: &Running, at: &str) -> (H1, Response<Incoming>) {
+    let mut client = running.h1(at).await;
+    let request = Request::get("/big").header("host", at).body(Full::default());
+    let response = client.send_request(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    (client, response)
+}
+
 #[tokio::test]
 async fn responses_that_nobody_reads_leave_room_for_others() {
     let upstream = Upstream::tls(&["h2"]).await;
@@ -213,13 +220,7 @@ async fn responses_that_nobody_reads_leave_room_for_others() {
     let mut unread = Vec::new();
     for _ in 0..5 {
         // Each on a connection of its own, all on one connection to upstream.
-        let mut client = running.h1(&at).await;
-        let request = Request::get("/big")
-            .header("host", &at)
-            .body(Full::default())
-            .unwrap();
-        let response = client.send_request(request).await.unwrap();
-        unread.push((client, response));
+        unread.push(unread_download(&running, &at).await);
     }
     assert_eq!(upstream.connections(), 1);
     // Until nothing of them moves any more.
@@ -236,14 +237,7 @@ async fn downloads_that_nobody_reads_keep_the_places_of_their_connections() {
     let at = upstream.at("api.test");
     let mut unread = Vec::new();
     for _ in 0..20 {
-        let mut client = running.h1(&at).await;
-        let request = Request::get("/big")
-            .header("host", &at)
-            .body(Full::default())
-            .unwrap();
-        let response = client.send_request(request).await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        unread.push((client, response));
+        unread.push(unread_download(&running, &at).await);
         // No further request goes out on its connection.
         running
             .proxy
@@ -414,201 +408,6 @@ async fn hog_and_neighbour() {
     assert!(answer.ends_with(b"200"));
 }
 
-/// Two names for one upstream, and limits.
-async fn limited(upstream: &Upstream, limits: Limits) -> Running {
-    Running::start(|builder| {
-        let rules = ["api.test", "other.test"]
-            .iter()
-            .fold(Rules::new(), |rules, name| {
-                rules.allow(&format!("{} special-ranges", upstream.at(name)))
-            });
-        with_credential(allowed(builder, upstream), upstream)
-            .policy(Arc::new(rules))
-            .resolve("other.test".parse().unwrap(), vec![LOCAL])
-            .limits(limits)
-    })
-    .await
-}
-
-#[tokio::test]
-async fn bytes_of_a_sandbox_are_used_up_once_and_for_all() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = limited(&upstream, Limits::new().bytes(1 << 20)).await;
-    let at = upstream.at("api.test");
-    let (mut client, mut open) = (running.h1(&at).await, running.h2(&at).await);
-    let ask = |path: &str| {
-        let request = Request::get(path).header("host", &at);
-        request.body(Full::<Bytes>::default()).unwrap()
-    };
-    let big = client.send_request(ask("/big")).await.unwrap();
-    let (status, body) = (big.status(), big.into_body().collect().await);
-    assert_eq!(status, StatusCode::OK);
-    assert!(body.is_err(), "what is not whole does not end well");
-    let again = Request::get(format!("https://{at}/"))
-        .body(Full::default())
-        .unwrap();
-    let refused = send2(&mut open, again).await;
-    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
-    assert_eq!(refused.headers()["x-should-retry"], "false");
-    assert!(
-        text(&refused).contains("has used up its 1048576 bytes"),
-        "{}",
-        text(&refused)
-    );
-    let refused = running.connect(&upstream.at("other.test")).await.unwrap_err();
-    assert!(
-        refused.starts_with("HTTP/1.1 403") && refused.contains("used up"),
-        "{refused}"
-    );
-    let event = running
-        .events
-        .wait(|event| event.rule == "limit: bytes of the sandbox")
-        .await;
-    assert_eq!(event.decision, AuditDecision::Denied);
-    assert_eq!(upstream.seen().len(), 1);
-}
-
-#[tokio::test]
-async fn record_says_that_a_response_broke_off_since_the_bytes_were_used_up() {
-    for protocol in ["http/1.1", "h2"] {
-        let upstream = Upstream::tls(&[protocol]).await;
-        let running = limited(&upstream, Limits::new().bytes(1 << 20)).await;
-        let at = upstream.at("api.test");
-        let request = Request::get("/big").header("host", &at);
-        let mut client = running.h1(&at).await;
-        let big = client
-            .send_request(request.body(Full::<Bytes>::default()).unwrap())
-            .await;
-        assert!(big.unwrap().into_body().collect().await.is_err());
-        let event = running
-            .events
-            .wait(|event| event.path.as_deref() == Some("/big"))
-            .await;
-        assert!(event.outcome.contains("quota"), "{protocol}: {event:?}");
-    }
-}
-
-#[tokio::test]
-async fn bytes_of_a_tunnel_count_too_and_only_for_its_host() {
-    let upstream = Upstream::plain().await;
-    let at = upstream.address;
-    let other = Upstream::plain().await;
-    let running = Running::start(|builder| {
-        let rules = Rules::new()
-            .allow(&format!("one.test:{} special-ranges", at.port()))
-            .allow(&format!("two.test:{} special-ranges", other.port()));
-        builder
-            .policy(Arc::new(rules))
-            .resolve("one.test".parse().unwrap(), vec![LOCAL])
-            .resolve("two.test".parse().unwrap(), vec![LOCAL])
-            .limits(Limits::new().bytes_per_host(1 << 20))
-    })
-    .await;
-    let one = format!("one.test:{}", at.port());
-    let mut tunnel = running.connect(&one).await.unwrap();
-    tunnel
-        .write_all(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut got = Vec::new();
-    let _ = tunnel.read_to_end(&mut got).await;
-    assert!((1 << 19..2 << 20).contains(&got.len()), "{}", got.len());
-    let refused = running.connect(&one).await.unwrap_err();
-    assert!(
-        refused.starts_with("HTTP/1.1 403") && refused.contains("for this host"),
-        "{refused}"
-    );
-    let event = running.events.wait(|event| event.host == "one.test").await;
-    assert!(event.outcome.contains("quota"), "{event:?}");
-    assert!(
-        running
-            .connect(&format!("two.test:{}", other.port()))
-            .await
-            .is_ok()
-    );
-}
-
-#[tokio::test]
-async fn requests_to_a_host_are_limited_and_the_client_is_told_when_to_come_again() {
-    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
-    let hour = Duration::from_secs(3600);
-    let running = limited(&upstream, Limits::new().requests_per_host(3, hour)).await;
-    let at = upstream.at("api.test");
-    for _ in 0..3 {
-        assert_eq!(running.get(&at, "/").await.status(), StatusCode::OK);
-    }
-    let refused = running.get(&at, "/").await;
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    let seconds: u64 = refused.headers()["retry-after"]
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!((1..=3600).contains(&seconds), "{seconds}");
-    assert!(!refused.headers().contains_key("x-should-retry"));
-    let event = running.events.wait(|event| event.status == Some(429)).await;
-    assert_eq!(event.decision, AuditDecision::Denied);
-    assert_eq!(upstream.seen().len(), 3);
-    // Tunnels that are not read count as one each.
-    let other = upstream.at("other.test");
-    for _ in 0..3 {
-        running.connect(&other).await.unwrap();
-    }
-    let refused = running.connect(&other).await.unwrap_err();
-    assert!(
-        refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: "),
-        "{refused}"
-    );
-}
-
-#[tokio::test]
-async fn requests_may_be_limited_for_any_time() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = limited(&upstream, Limits::new().requests_per_host(1, Duration::MAX)).await;
-    let at = upstream.at("api.test");
-    assert_eq!(running.get(&at, "/").await.status(), StatusCode::OK);
-    let refused = running.get(&at, "/").await;
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    let seconds = refused.headers()["retry-after"].to_str().unwrap().parse::<u64>();
-    let year = 365 * 24 * 3600;
-    assert!((year - 3600..=year).contains(&seconds.unwrap()), "{refused:?}");
-}
-
-#[tokio::test]
-async fn connections_to_one_host_leave_places_for_others() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = limited(&upstream, Limits::new().connections_per_host(2)).await;
-    let (one, other) = (upstream.at("other.test"), upstream.at("api.test"));
-    let mut open = vec![
-        running.connect(&one).await.unwrap(),
-        running.connect(&one).await.unwrap(),
-    ];
-    let refused = running.connect(&one).await.unwrap_err();
-    assert!(
-        refused.starts_with("HTTP/1.1 503") && refused.contains("connection_limit_reached"),
-        "{refused}"
-    );
-    assert_eq!(running.get(&other, "/").await.status(), StatusCode::OK);
-    open.pop();
-    // Its end must have reached the proxy.
-    for _ in 0..100 {
-        if let Ok(tunnel) = running.connect(&one).await {
-            open.push(tunnel);
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(open.len(), 2);
-}
-
-#[tokio::test]
-async fn limited_rate_loses_nothing() {
-    let upstream = Upstream::tls(&["h2", "http/1.1"]).await;
-    let running = limited(&upstream, Limits::new().bytes_per_second(16 << 20)).await;
-    let answer = running.get(&upstream.at("api.test"), "/big").await;
-    assert_eq!(answer.body().len(), 8 << 20);
-}
-
 #[tokio::test]
 async fn requests_under_way_over_the_limit_are_refused_and_recorded() {
     let upstream = Upstream::tls(&["h2"]).await;
@@ -742,136 +541,4 @@ async fn names_are_looked_up_few_at_a_time() {
     }
     let most = busy.most.load(Relaxed);
     assert!((2..=32).contains(&most), "{most}");
-}
-
-/// What the other side of HTTP/2 says that it may be sent, until it has said it: for a stream, for the connection, and of
-/// a head.
-async fn announced(stream: &mut (impl AsyncRead + Unpin)) -> (u32, u32, u32) {
-    // As long as nothing is said (RFC 9113 §6.5.2 and §6.9.2).
-    let (mut of_stream, mut of_connection, mut of_head) = (65_535, 65_535, u32::MAX);
-    loop {
-        let mut start = [0; 9];
-        let read = tokio::time::timeout(Duration::from_millis(500), stream.read_exact(&mut start)).await;
-        if !matches!(read, Ok(Ok(_))) {
-            return (of_stream, of_connection, of_head);
-        }
-        let mut payload = vec![0; usize::from(u16::from_be_bytes([start[1], start[2]]))];
-        stream.read_exact(&mut payload).await.unwrap();
-        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
-        match start[3] {
-            SETTINGS => {
-                for setting in payload.chunks(6) {
-                    match setting[1] {
-                        4 => of_stream = number(&setting[2..]),
-                        6 => of_head = number(&setting[2..]),
-                        _ => {}
-                    }
-                }
-            }
-            WINDOW_UPDATE if start[5..] == [0; 4] => of_connection += number(&payload),
-            _ => {}
-        }
-    }
-}
-
-#[tokio::test]
-async fn http2_either_way_may_send_little_that_nobody_has_read() {
-    let upstream = Upstream::tls(&["http/1.1"]).await;
-    let running = Running::managed(&upstream).await;
-    let mut client = open(&running, &upstream.at("api.test"), &[]).await;
-    assert_eq!(announced(&mut client).await, (128 << 10, 1 << 20, 64 << 10));
-
-    let (running, at, listener, acceptor) = raw_http2().await;
-    let (asked, told) = tokio::join!(running.tls(&at, "api.test", &["http/1.1"]), async {
-        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
-        stream.read_exact(&mut [0; 24]).await.unwrap();
-        stream.write_all(&frame2(SETTINGS, 0, 0, &[])).await.unwrap();
-        announced(&mut stream).await
-    });
-    drop(asked);
-    assert_eq!(told, (512 << 10, 4 << 20, 64 << 10));
-}
-
-/// An upstream of HTTP/2 that is yet to be served, and a sandbox with a credential for it.
-async fn raw_http2() -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
-    let (ca_pem, config) = certificates(&["h2"]);
-    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
-    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
-    let running = Running::start(|builder| {
-        with_service(builder, Service::custom("api").bearer(&at))
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca_pem)
-    })
-    .await;
-    (running, at, listener, Arc::new(config).into())
-}
-
-/// Settings that grant each stream the greatest window there is, and the same for the connection.
-fn greatest_windows() -> (Vec<u8>, Vec<u8>) {
-    let greatest = 0x7fff_ffff_u32.to_be_bytes();
-    let more = (0x7fff_ffff_u32 - 65_535).to_be_bytes();
-    (
-        [&[0, 4][..], &greatest].concat(),
-        frame2(WINDOW_UPDATE, 0, 0, &more),
-    )
-}
-
-#[tokio::test]
-async fn client_that_grants_a_great_window_and_never_reads_is_held_little_for() {
-    let upstream = Upstream::tls(&["h2"]).await;
-    let running = Running::managed(&upstream).await;
-    let at = upstream.at("api.test");
-    let (settings, update) = greatest_windows();
-    let mut client = open(&running, &at, &settings).await;
-    let request = frame2(HEADERS, END_STREAM | END_HEADERS, 1, &head(&at, "/pour"));
-    client.write_all(&[update, request].concat()).await.unwrap();
-    let poured = settled(|| upstream.poured.load(Relaxed)).await;
-    assert!((1..32 << 20).contains(&poured), "{poured}");
-}
-
-#[tokio::test]
-async fn upstream_that_grants_a_great_window_and_never_reads_is_held_little_for() {
-    let (running, at, listener, acceptor) = raw_http2().await;
-    tokio::spawn(async move {
-        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
-        let (settings, update) = greatest_windows();
-        let granted = [frame2(SETTINGS, 0, 0, &settings), update].concat();
-        stream.write_all(&granted).await.unwrap();
-        // Open, and never read.
-        tokio::time::sleep(Duration::from_secs(600)).await;
-        drop(stream);
-    });
-    let mut client = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
-    let size = 96 << 20;
-    let head = format!("POST /x HTTP/1.1\r\nHost: {at}\r\nContent-Length: {size}\r\n\r\n");
-    client.write_all(head.as_bytes()).await.unwrap();
-    let (piece, mut taken) = (vec![b'x'; 64 << 10], 0);
-    while taken < size {
-        let write = tokio::time::timeout(Duration::from_secs(1), client.write_all(&piece)).await;
-        if !matches!(write, Ok(Ok(()))) {
-            break;
-        }
-        taken += piece.len();
-    }
-    assert!((1..48 << 20).contains(&taken), "{taken}");
-}
-
-#[tokio::test]
-async fn response_heads_are_bounded() {
-    for protocol in ["http/1.1", "h2"] {
-        let upstream = Upstream::tls(&[protocol]).await;
-        let running = Running::managed(&upstream).await;
-        let at = upstream.at("api.test");
-        for (size, expected) in [(48 << 10, StatusCode::OK), (80 << 10, StatusCode::BAD_GATEWAY)] {
-            let mut client = running.h1(&at).await;
-            let request = Request::get("/long-head")
-                .header("host", &at)
-                .header("x-size", size.to_string());
-            let response = send(&mut client, request.body(Full::default()).unwrap()).await;
-            assert_eq!(response.status(), expected, "{protocol} {size}");
-        }
-        let event = running.events.wait(|event| event.status == Some(502)).await;
-        assert!(event.outcome.contains("upstream failed"), "{event:?}");
-    }
 }

@@ -5,6 +5,7 @@
 
 mod asking;
 mod audit;
+mod buffers;
 mod clients;
 mod company_proxy;
 mod compressed;
@@ -23,6 +24,7 @@ mod memory;
 mod names;
 mod plain;
 mod policy;
+mod quotas;
 mod requests;
 mod scrubbing;
 mod secrets;

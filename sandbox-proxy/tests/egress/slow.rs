@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox_core::audit::{AuditDecision, AuditEvent};
+use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::HostName;
 use sandbox_proxy::{Proxy, Resolver, Rules, Service, UpstreamProxy};
@@ -183,14 +183,7 @@ async fn upstream_whose_tls_stalls_is_told_to_the_client() {
 
 #[tokio::test]
 async fn tunnel_on_which_nothing_moves_is_closed() {
-    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let running = Running::start(|builder| {
-        builder.policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-    })
-    .await;
-    let mut tunnel = running.connect(&at.to_string()).await.unwrap();
-    let (mut accepted, _) = listener.accept().await.unwrap();
+    let (_running, mut tunnel, mut accepted) = raw_tunnel().await;
     tokio::time::pause();
     let ended = tokio::time::timeout(Duration::from_secs(2 * 3600), tunnel.read(&mut [0; 1])).await;
     tokio::time::resume();
@@ -441,70 +434,51 @@ async fn credential_that_never_comes_is_a_timeout() {
     assert!(upstream.seen().is_empty());
 }
 
-/// Asks an upstream that answers nothing, with these lines more in the head.
-async fn never_answered(protocol: &str, more: &str) -> (String, AuditEvent) {
-    let upstream = Upstream::tls(&[protocol]).await;
-    let running = Running::managed(&upstream).await;
-    let at = upstream.at("api.test");
-    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
-    let head = format!("GET /hold HTTP/1.1\r\nHost: {at}\r\n{more}\r\n");
-    tls.write_all(head.as_bytes()).await.unwrap();
-    while upstream.seen().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+/// Asks upstreams that answer nothing, with these lines more in the head.
+async fn assert_given_up(more: &str) {
+    for protocol in ["http/1.1", "h2"] {
+        let upstream = Upstream::tls(&[protocol]).await;
+        let running = Running::managed(&upstream).await;
+        let at = upstream.at("api.test");
+        let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+        let head = format!("GET /hold HTTP/1.1\r\nHost: {at}\r\n{more}\r\n");
+        tls.write_all(head.as_bytes()).await.unwrap();
+        while upstream.seen().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (answer, _) = in_the_end(&mut tls).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("error=http_response_timeout"),
+            "{protocol} {answer}"
+        );
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/hold"))
+            .await;
+        assert_eq!(
+            (event.status, event.outcome.as_str()),
+            (Some(504), "upstream did not answer in time")
+        );
     }
-    let (answer, _) = in_the_end(&mut tls).await;
-    let event = running
-        .events
-        .wait(|event| event.path.as_deref() == Some("/hold"))
-        .await;
-    (answer, event)
 }
 
 #[tokio::test]
 async fn response_that_never_begins_is_a_timeout() {
-    for protocol in ["http/1.1", "h2"] {
-        let (answer, event) = never_answered(protocol, "").await;
-        assert!(
-            answer.starts_with("HTTP/1.1 504") && answer.contains("error=http_response_timeout"),
-            "{protocol} {answer}"
-        );
-        assert_eq!(
-            (event.status, event.outcome.as_str()),
-            (Some(504), "upstream did not answer in time")
-        );
-    }
+    assert_given_up("").await;
 }
 
 #[tokio::test]
 async fn websocket_that_is_never_answered_is_a_timeout() {
-    let asks = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    for protocol in ["http/1.1", "h2"] {
-        let (answer, event) = never_answered(protocol, asks).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 504") && answer.contains("error=http_response_timeout"),
-            "{protocol} {answer}"
-        );
-        assert_eq!(
-            (event.status, event.outcome.as_str()),
-            (Some(504), "upstream did not answer in time")
-        );
-    }
+    assert_given_up(
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
-    let (ca_pem, config) = certificates(&["h2"]);
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
-    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
-    let running = Running::start(|builder| {
-        with_service(builder, Service::custom("api").bearer(&at))
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca_pem)
-    })
-    .await;
+    let (running, at, listener, acceptor) = raw_http2().await;
     let came = Arc::<Notify>::default();
     let told = Arc::clone(&came);
     tokio::spawn(async move {

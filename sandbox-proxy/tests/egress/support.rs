@@ -256,6 +256,34 @@ pub fn with_service(builder: ProxyBuilder, service: Service) -> ProxyBuilder {
     builder.credential(service, Arc::new(sources::Static::new(SECRET)))
 }
 
+/// An upstream of HTTP/2 that is yet to be served, and a sandbox with a credential for it.
+pub async fn raw_http2() -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
+    let (ca_pem, config) = certificates(&["h2"]);
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = format!("api.test:{}", listener.local_addr().unwrap().port());
+    let running = Running::start(|builder| {
+        with_service(builder, Service::custom("api").bearer(&at))
+            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+            .resolve("api.test".parse().unwrap(), vec![LOCAL])
+            .extra_root(ca_pem)
+    })
+    .await;
+    (running, at, listener, Arc::new(config).into())
+}
+
+/// A tunnel to a server that is the test's own, and that server's end of it.
+pub async fn raw_tunnel() -> (Running, TcpStream, TcpStream) {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let running = Running::start(|builder| {
+        builder.policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+    })
+    .await;
+    let tunnel = running.connect(&at.to_string()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    (running, tunnel, server)
+}
+
 pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 pub type H1 = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 pub type H2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;

@@ -302,14 +302,8 @@ async fn ssh_through_a_tunnel_speaks_both_ways() {
 
 #[tokio::test]
 async fn server_that_has_said_all_still_hears_the_rest() {
-    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let running = Running::start(|builder| {
-        builder.policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-    })
-    .await;
-    let mut tunnel = running.connect(&at.to_string()).await.unwrap();
-    let (mut server, _) = listener.accept().await.unwrap();
+    let (running, mut tunnel, mut server) = raw_tunnel().await;
+    let port = server.local_addr().unwrap().port();
     server.write_all(b"all of it").await.unwrap();
     server.shutdown().await.unwrap();
     let mut told = String::new();
@@ -324,6 +318,6 @@ async fn server_that_has_said_all_still_hears_the_rest() {
     let (_, read) = tokio::join!(writing, server.read_to_end(&mut heard));
     read.unwrap();
     assert_eq!(heard, rest);
-    let event = running.events.wait(|event| event.port == at.port()).await;
+    let event = running.events.wait(|event| event.port == port).await;
     assert_eq!((event.bytes_out, event.bytes_in), (1 << 20, 9));
 }
