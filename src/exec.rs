@@ -12,12 +12,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sandbox_core::backend::Machine;
 use sandbox_core::command::{CommandSpec, ExitStatus, Input, Output, Process, Stdin, User};
 use sandbox_core::sandbox::ExecError;
 use sandbox_core::stream::BoxStream;
 use sandbox_protocol::exec::{self as wire, HostEvent, HostSide, SpawnFailureKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
+
+use crate::sandbox::why_lost;
 
 /// What the guest may take beyond a command's own time limit to end it and say so. The agent keeps the limit; this is
 /// for a guest that does not.
@@ -27,7 +30,11 @@ const TIMEOUT_GRACE: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = wire::MAX_CHUNK + 1024;
 
 /// Asks the agent at the other end of `stream` for a command, and returns when it runs.
-pub(crate) async fn spawn(stream: BoxStream, command: CommandSpec) -> Result<Box<dyn Process>, ExecError> {
+pub(crate) async fn spawn(
+    stream: BoxStream,
+    command: CommandSpec,
+    machine: Arc<dyn Machine>,
+) -> Result<Box<dyn Process>, ExecError> {
     let stdin_piped = command.stdin == Stdin::Piped;
     let limit = command.timeout.map(|limit| limit.saturating_add(TIMEOUT_GRACE));
     let program = command.program.to_string_lossy().into_owned();
@@ -40,7 +47,7 @@ pub(crate) async fn spawn(stream: BoxStream, command: CommandSpec) -> Result<Box
         changed: Notify::new(),
     });
     let driver = Driver {
-        task: tokio::spawn(drive_within(limit, stream, Arc::clone(&shared))),
+        task: tokio::spawn(drive_within(limit, stream, Arc::clone(&shared), machine)),
     };
     match shared.wait_for(|state| state.started.take()).await {
         Started::Running(pid) => Ok(Box::new(Running {
@@ -310,8 +317,13 @@ fn wake(waker: &mut Option<Waker>) {
 }
 
 /// Drives the command, and gives it up where the guest does not keep its time limit.
-async fn drive_within(limit: Option<Duration>, stream: BoxStream, shared: Arc<Shared>) {
-    let driven = drive(stream, Arc::clone(&shared));
+async fn drive_within(
+    limit: Option<Duration>,
+    stream: BoxStream,
+    shared: Arc<Shared>,
+    machine: Arc<dyn Machine>,
+) {
+    let driven = drive(stream, Arc::clone(&shared), machine);
     let Some(limit) = limit else {
         return driven.await;
     };
@@ -325,7 +337,7 @@ async fn drive_within(limit: Option<Duration>, stream: BoxStream, shared: Arc<Sh
 
 /// Carries bytes between the stream and the state until everything was said, or the stream breaks. Reads and
 /// writes at the same time: two peers that only wrote would wait for each other for ever.
-async fn drive(stream: BoxStream, shared: Arc<Shared>) {
+async fn drive(stream: BoxStream, shared: Arc<Shared>, machine: Arc<dyn Machine>) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut buffer = vec![0; READ_BYTES];
     let lost = loop {
@@ -354,8 +366,11 @@ async fn drive(stream: BoxStream, shared: Arc<Shared>) {
             break Some(lost);
         }
     };
-    if let Some(lost) = lost {
+    if let Some(mut lost) = lost {
         tracing::debug!(?lost, "a command's stream was lost");
+        if let Lost::Stream(why) = lost {
+            lost = Lost::Stream(why_lost(machine.as_ref(), why).await);
+        }
         shared.lock().lose(lost);
     }
     shared.changed.notify_waiters();
@@ -526,6 +541,8 @@ impl AsyncWrite for InputEnd {
 mod tests {
     use sandbox_protocol::frame;
 
+    use sandbox_core::backend::{MachineError, MachineExit};
+
     use super::*;
 
     #[test]
@@ -551,17 +568,60 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_guest_that_ignores_a_time_limit_is_not_waited_for() {
-        let (ours, _theirs) = tokio::io::duplex(64 << 10);
+    /// A machine that has ended, or never does.
+    #[derive(Debug)]
+    struct Ended(Option<MachineExit>);
+
+    #[async_trait]
+    impl Machine for Ended {
+        async fn connect(&self, _: u32) -> Result<BoxStream, MachineError> {
+            std::future::pending().await
+        }
+
+        async fn accept(&self) -> Result<(u32, BoxStream), MachineError> {
+            std::future::pending().await
+        }
+
+        async fn wait(&self) -> MachineExit {
+            match &self.0 {
+                Some(exit) => exit.clone(),
+                None => std::future::pending().await,
+            }
+        }
+
+        async fn kill(&self) {}
+    }
+
+    /// How a command ends whose guest does this with its stream.
+    async fn lost(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, machine: Ended) -> Lost {
         let side = HostSide::new(wire::Spawn::new(["sleep"])).unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(side)),
             changed: Notify::new(),
         });
         let limit = Some(Duration::from_millis(20));
-        drive_within(limit, Box::new(ours), Arc::clone(&shared)).await;
-        let started = shared.lock().started.take();
-        assert!(matches!(started, Some(Started::Lost(Lost::Violation(_)))));
+        drive_within(limit, Box::new(stream), Arc::clone(&shared), Arc::new(machine)).await;
+        match shared.lock().started.take() {
+            Some(Started::Lost(lost)) => lost,
+            _ => panic!("it is not lost"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_ignores_a_time_limit_is_not_waited_for() {
+        let (ours, _theirs) = tokio::io::duplex(64 << 10);
+        assert!(matches!(lost(ours, Ended(None)).await, Lost::Violation(_)));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_with_its_machine_says_how_the_machine_ended() {
+        let (ours, _) = tokio::io::duplex(64 << 10);
+        let why = "triple fault".to_owned();
+        let exit = MachineExit::GuestFault { why };
+        let lost = lost(ours, Ended(Some(exit.clone()))).await;
+        assert!(
+            matches!(&lost, Lost::Stream(why) if *why == exit.to_string()),
+            "{lost:?}"
+        );
     }
 }

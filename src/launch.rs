@@ -18,10 +18,10 @@ use tokio::sync::broadcast;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::builder::SandboxBuilder;
-use crate::control::Control;
+use crate::control::{Control, ControlError};
 use crate::error::LaunchError;
 use crate::events::{self, Attempts, Event};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, why_lost};
 use crate::workspace::{self, WorkspaceError};
 
 /// Pause after a stream that could not be taken, so that a host without descriptors is not kept busy by it.
@@ -212,9 +212,13 @@ async fn bring_up(
         let stream = control_stream(machine).await?;
         Control::open(stream).await.map_err(|error| error.to_string())
     };
-    let (control, hello) = tokio::select! {
-        greeted = greeting => greeted.map_err(not_up)?,
+    let greeted = tokio::select! {
+        greeted = greeting => greeted,
         exit = machine.wait() => return Err(not_up(exit.to_string())),
+    };
+    let (control, hello) = match greeted {
+        Ok(greeted) => greeted,
+        Err(why) => return Err(not_up(why_lost(machine.as_ref(), why).await)),
     };
     if let Some(expected) = agent_build
         && (hello.build != expected || hello.protocol != sandbox_protocol::PROTOCOL_VERSION)
@@ -231,15 +235,21 @@ async fn bring_up(
     let authority = authority.await.map_err(|error| not_up(error.to_string()))?;
     configure.ca_pem = Some(authority?);
     configure.wall_clock = now();
-    let configured = control.call(Call::Configure(Box::new(configure)));
-    tokio::select! {
-        configured = configured => configured.map_err(|error| LaunchError::Setup {
-            why: error.to_string(),
-            console: machine.console_tail(),
-        })?,
+    let configured = tokio::select! {
+        configured = control.call(Call::Configure(Box::new(configure))) => configured,
         exit = machine.wait() => return Err(not_up(exit.to_string())),
+    };
+    match configured {
+        Ok(()) => Ok((control, hello)),
+        Err(ControlError::Ended) => {
+            let why = ControlError::Ended.to_string();
+            Err(not_up(why_lost(machine.as_ref(), why).await))
+        }
+        Err(other) => Err(LaunchError::Setup {
+            why: other.to_string(),
+            console: machine.console_tail(),
+        }),
     }
-    Ok((control, hello))
 }
 
 /// The guest's first stream on the control port. Others are dropped: before it is set up it has no business.

@@ -29,6 +29,17 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Generous: the slowest hosts take seconds under load.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How soon after the loss of a stream the machine's end is known, where that is why.
+const EXIT_KNOWN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a stream was lost: where it broke because the machine ended, how that ended says more than `why`.
+pub(crate) async fn why_lost(machine: &dyn Machine, why: String) -> String {
+    match tokio::time::timeout(EXIT_KNOWN_WITHIN, machine.wait()).await {
+        Ok(exit) => exit.to_string(),
+        Err(_) => why,
+    }
+}
+
 /// A running sandbox. Dropping the handle ends it at once and leaves nothing behind.
 pub struct Sandbox {
     pub(crate) id: SandboxId,
@@ -168,16 +179,7 @@ impl sandbox_core::sandbox::Sandbox for Sandbox {
                 });
             }
         };
-        match crate::exec::spawn(stream, command).await {
-            // A stream breaks because the machine ended: say how, rather than that.
-            Err(ExecError::SandboxEnded { why }) => {
-                let exit = tokio::time::timeout(Duration::from_secs(1), self.machine.wait()).await;
-                Err(ExecError::SandboxEnded {
-                    why: exit.map_or(why, |exit| exit.to_string()),
-                })
-            }
-            other => other,
-        }
+        crate::exec::spawn(stream, command, Arc::clone(&self.machine)).await
     }
 
     async fn shutdown(&self) -> Result<(), ExecError> {

@@ -183,10 +183,11 @@ fn killed_vmm_is_an_error_value_and_not_the_end_of_the_host_program() {
             matches!(&exit, MachineExit::MonitorDied { why } if why.contains('9')),
             "{exit:?}"
         );
-        assert!(matches!(
-            running.wait().await,
-            Err(ExecError::SandboxEnded { .. })
-        ));
+        let error = running.wait().await.unwrap_err();
+        assert!(
+            matches!(&error, ExecError::SandboxEnded { why } if *why == exit.to_string()),
+            "{error:?}"
+        );
         let error = sandbox.command("true").status().await.unwrap_err();
         assert!(matches!(error, ExecError::SandboxEnded { .. }), "{error:?}");
         wait_until_gone(vmm);
