@@ -53,6 +53,14 @@ const MEMORY_MIB: u64 = 6144;
 /// 7.2: the vector stays noted as an exception until the next exit), and the guest may break: best is never to fill it.
 const MAX_TRANSLATIONS_MIB: u64 = 2047;
 
+/// QEMU's first processor, on which nothing runs that could start a guest. Each other processor that loads x87 state also
+/// writes the first one's flags, without a lock (`cpu_clear_ignne`, seen in QEMU 7.2 and 10.0): what the first sets at that
+/// moment is lost, for instance that a guest it has just entered has nested page tables.
+const NO_GUEST_CPUS: u32 = 1;
+
+/// The most processors for commands: the host's kernel knows 8 in all.
+pub(crate) const MAX_CPUS: i64 = 7;
+
 /// End of the console that is shown when the host dies.
 const CONSOLE_SHOWN: usize = 4000;
 
@@ -72,7 +80,7 @@ pub(crate) struct Host {
     kernel: PathBuf,
     /// Memory in MiB.
     pub(crate) memory_mib: u64,
-    /// Virtual processors.
+    /// Virtual processors that the command can use.
     pub(crate) cpus: u32,
     /// A directory that is writable inside.
     pub(crate) out: Option<PathBuf>,
@@ -114,7 +122,8 @@ impl Host {
         control.write("second", SECOND.as_bytes(), 0o644)?;
         control.write("fstab", fstab(&control.0, out.as_deref()).as_bytes(), 0o644)?;
         control.device_links()?;
-        control.write("settings", &settings(out.as_deref()), 0o644)?;
+        let cpus = format!("{NO_GUEST_CPUS}-{}", self.cpus);
+        control.write("settings", &settings(out.as_deref(), &cpus), 0o644)?;
         control.write("command", &self.script(command)?, 0o644)?;
 
         let mut qemu = self.qemu(&control.0, out.as_deref());
@@ -177,7 +186,8 @@ impl Host {
         // `max` has AMD-V. Without ERMS, kernels clear and copy by eight bytes instead of by one. A page in which code was
         // translated is searched for it at each of these writes, so pages of an ended guest cost the next one seconds.
         qemu.args(["-accel", &translations, "-cpu", "max,-erms"]);
-        qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
+        let cpus = (self.cpus + NO_GUEST_CPUS).to_string();
+        qemu.args(["-smp", &cpus, "-m", &self.memory_mib.to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         qemu.arg("-kernel").arg(&self.kernel);
         qemu.arg("-serial")
@@ -308,13 +318,13 @@ fn fstab(control: &Path, out: Option<&Path>) -> String {
     text
 }
 
-fn settings(out: Option<&Path>) -> Vec<u8> {
+fn settings(out: Option<&Path>, cpus: &str) -> Vec<u8> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
     let out = quoted(out.unwrap_or(Path::new("")).as_os_str());
-    [format!("now={now}\nout=").as_bytes(), &out, b"\n"].concat()
+    [format!("now={now}\ncpus={cpus}\nout=").as_bytes(), &out, b"\n"].concat()
 }
 
 /// Copies until the end, until nothing has come for as long as `patience`, or until the reader takes no more.

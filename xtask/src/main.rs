@@ -90,8 +90,8 @@ enum Task {
         /// Memory in MiB; half of the machine's, and at most 6144, by default.
         #[arg(long)]
         memory: Option<u64>,
-        /// Virtual processors.
-        #[arg(long, default_value_t = 2)]
+        /// Virtual processors for the command, 1 to 7.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=host::MAX_CPUS))]
         cpus: u32,
         /// A directory that is writable inside, at the same path.
         #[arg(long)]

@@ -13,7 +13,7 @@ ulimit -n 20000
 
 # The two ports are the command's output, byte for byte. In a session of its own: when the command ends, what it left
 # behind is no longer waited for.
-setsid sh "$control/command" </dev/null >"$(echo /dev/vport*p1)" 2>"$(echo /dev/vport*p2)"
+setsid taskset -c "$cpus" sh "$control/command" </dev/null >"$(echo /dev/vport*p1)" 2>"$(echo /dev/vport*p2)"
 code=$?
 [ -z "$out" ] || umount "$out"
 echo "$code" >"$control/code"
