@@ -13,6 +13,7 @@ use sandbox_core::id::SandboxId;
 use sandbox_core::size::{CpuCount, MemorySize};
 use sandbox_core::stream::BoxStream;
 use sandbox_protocol::control::{self, Call, Configure, EntropySeed, Hello, WallClock};
+use sandbox_proxy::dns::{SYNTHETIC_V4, SYNTHETIC_V6, Transport};
 use sandbox_proxy::{Proxy, ProxyError, Rules};
 use tokio::sync::broadcast;
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,6 +24,19 @@ use crate::error::LaunchError;
 use crate::events::{self, Attempts, Event};
 use crate::sandbox::{Sandbox, why_lost};
 use crate::workspace::{self, WorkspaceError};
+
+// The guest's agent and the machines' users name the same things, in crates that do not know each other.
+const _: () = {
+    assert!(ports::CONTROL == sandbox_protocol::CONTROL_PORT);
+    assert!(ports::EXEC == sandbox_protocol::EXEC_PORT);
+    assert!(ports::EGRESS == sandbox_protocol::EGRESS_PORT);
+    assert!(ports::DNS == sandbox_protocol::DNS_PORT);
+    assert!(ports::DNS_DATAGRAMS == sandbox_protocol::DNS_DATAGRAMS_PORT);
+    let (in_guest, given) = (sandbox_protocol::SYNTHETIC_V4, SYNTHETIC_V4);
+    assert!(in_guest.0.to_bits() == given.0.to_bits() && in_guest.1 == given.1);
+    let (in_guest, given) = (sandbox_protocol::SYNTHETIC_V6, SYNTHETIC_V6);
+    assert!(in_guest.0.to_bits() == given.0.to_bits() && in_guest.1 == given.1);
+};
 
 /// Pause after a stream that could not be taken, so that a host without descriptors is not kept busy by it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -263,15 +277,24 @@ async fn control_stream(machine: &Arc<dyn Machine>) -> Result<BoxStream, String>
     }
 }
 
-/// Carries what wants out to the proxy. All its streams end with this task.
+/// Carries what wants out to the proxy, and questions for names to its DNS. All its streams end with this task.
 async fn egress(machine: Arc<dyn Machine>, proxy: Proxy) {
     let mut streams = JoinSet::new();
+    let dns = proxy.dns();
     loop {
         tokio::select! {
             accepted = machine.accept() => match accepted {
                 Ok((ports::EGRESS, stream)) => {
                     let proxy = proxy.clone();
                     streams.spawn(async move { proxy.serve(stream).await });
+                }
+                Ok((ports::DNS, stream)) => {
+                    let dns = dns.clone();
+                    streams.spawn(async move { dns.serve_stream(stream, Transport::Stream).await });
+                }
+                Ok((ports::DNS_DATAGRAMS, stream)) => {
+                    let dns = dns.clone();
+                    streams.spawn(async move { dns.serve_stream(stream, Transport::Datagram).await });
                 }
                 Ok((port, _)) => tracing::debug!(port, "guest opened a stream to a port that nothing serves"),
                 Err(MachineError::Ended(_)) => return,

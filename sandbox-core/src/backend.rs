@@ -2,8 +2,8 @@
 //! backend.
 //!
 //! A machine runs the guest agent, which dials [`ports::CONTROL`] once it is up, takes commands on
-//! [`ports::EXEC`] and sends what wants out of the sandbox to [`ports::EGRESS`]. A backend only carries these
-//! streams.
+//! [`ports::EXEC`], sends what wants out of the sandbox to [`ports::EGRESS`] and asks for names at [`ports::DNS`]. A backend
+//! only carries these streams.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -25,6 +25,10 @@ pub mod ports {
     pub const EXEC: u32 = 1025;
     /// Guest to host: one stream per outgoing connection.
     pub const EGRESS: u32 = 3128;
+    /// Guest to host: a stream of DNS messages.
+    pub const DNS: u32 = 53;
+    /// Guest to host: the same, of messages that come and go in datagrams.
+    pub const DNS_DATAGRAMS: u32 = 54;
 }
 
 /// Starts machines.

@@ -10,7 +10,7 @@ use sandbox_protocol::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    BUILD_HASH, Guest, diagnostics::Failed, exec, init, init::Surroundings, relay, transport::Stream,
+    BUILD_HASH, Guest, diagnostics::Failed, exec, init, init::Surroundings, network, transport::Stream,
 };
 
 /// How long the host may take to close the stream after the answer to a shutdown.
@@ -89,11 +89,7 @@ async fn configured(guest: &Rc<Guest>, configure: Configure) -> Result<(), Faile
             "it has been configured before",
         ));
     }
-    let proxy_port = if configure.proxy {
-        Some(relay::start(guest).await?)
-    } else {
-        None
-    };
+    let proxy_port = network::start(guest, &configure).await?;
     let surroundings = Surroundings::prepare(&guest.options, configure, proxy_port)?;
     *guest.surroundings.borrow_mut() = Some(Rc::new(surroundings));
     Ok(())

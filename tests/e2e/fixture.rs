@@ -159,7 +159,7 @@ pub fn fresh_directory(name: &str) -> PathBuf {
     path.canonicalize().unwrap()
 }
 
-fn random_key() -> String {
+pub fn random_key() -> String {
     use std::io::Read as _;
     let mut bytes = [0; 24];
     std::fs::File::open("/dev/urandom")

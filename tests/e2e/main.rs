@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod capture;
 mod core;
 mod credentials;
 mod examples;

@@ -111,7 +111,7 @@ pub(super) async fn launch(
         memory: spec.memory.get().as_bytes(),
         cpus: spec.cpus.get(),
         options,
-        ports: vec![ports::CONTROL, ports::EGRESS],
+        ports: vec![ports::CONTROL, ports::EGRESS, ports::DNS, ports::DNS_DATAGRAMS],
         disks: [("agent", false), ("base", false), ("layer", true)]
             .map(|(name, writable)| DiskConfig {
                 name: name.to_owned(),

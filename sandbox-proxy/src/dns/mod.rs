@@ -1,8 +1,7 @@
 //! Names for the guest. Allowed names get a synthetic address, denied ones do not exist; neither makes a query.
 //!
 //! The guest's stub forwards each message to [`Dns`]. A connection to a synthetic address says nothing but which name
-//! was meant: [`Dns::name_of`] gives it back, and the connection becomes an attempt at that name and its port, decided
-//! and resolved like any. So a look-up carries nothing out, not even for a name that is allowed.
+//! was meant: `CONNECT` to it is an attempt at that name ([`Dns::name_of`]) and its port, decided and resolved like any. So a look-up carries nothing out, not even for a name that is allowed.
 //!
 //! | question | answer |
 //! |---|---|
@@ -74,6 +73,22 @@ pub struct Dns {
 pub(crate) struct State {
     table: Mutex<Table>,
     pace: Pace,
+}
+
+impl State {
+    /// What is meant: the name, where the host is a synthetic address that stands for one.
+    pub(crate) fn meant(&self, host: Host) -> Host {
+        match host {
+            Host::Address(address) if defence::holds("synthetic-address-is-its-name") => {
+                self.table().name_of(address).map_or(host, Host::Name)
+            }
+            other => other,
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Dns {
@@ -151,11 +166,7 @@ impl Dns {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.inner
-            .dns
-            .table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.dns.table()
     }
 }
 

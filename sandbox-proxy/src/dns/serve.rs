@@ -46,13 +46,16 @@ impl Dns {
     }
 
     /// Answers the messages of one stream, each with its length in two bytes before it (RFC 1035 §4.2.2). Ends with the
-    /// stream, or when nothing comes for a while.
-    pub async fn serve_stream(&self, mut stream: BoxStream) {
+    /// stream, or when nothing comes for a while. `transport` is what the client itself speaks: answers that end as
+    /// [datagrams](Transport::Datagram) are cut to what those hold.
+    pub async fn serve_stream(&self, mut stream: BoxStream, transport: Transport) {
         let Some(_slot) = self.inner.stream_slot() else {
             return;
         };
         let closed = self.inner.closed();
-        let served = closed.run_until_cancelled(self.serve_messages(&mut stream)).await;
+        let served = closed
+            .run_until_cancelled(self.serve_messages(&mut stream, transport))
+            .await;
         if let Some(Err(error)) = served {
             tracing::debug!(%error, "a stream of DNS messages ended");
         }
@@ -65,7 +68,7 @@ impl Dns {
     pub async fn listen(&self, listener: TcpListener) -> io::Result<()> {
         serve_connections(listener, |stream| {
             let dns = self.clone();
-            async move { dns.serve_stream(Box::new(stream)).await }
+            async move { dns.serve_stream(Box::new(stream), Transport::Stream).await }
         })
         .await
     }
@@ -90,7 +93,7 @@ impl Dns {
         }
     }
 
-    async fn serve_messages(&self, stream: &mut BoxStream) -> io::Result<()> {
+    async fn serve_messages(&self, stream: &mut BoxStream, transport: Transport) -> io::Result<()> {
         let mut query = Vec::new();
         loop {
             let read = timeout(STREAM_IDLE, async {
@@ -111,7 +114,7 @@ impl Dns {
                 Err(_) => return Ok(()),
             }
             self.inner.dns.pace.turn().await;
-            let answer = self.answer(&query, Transport::Stream);
+            let answer = self.answer(&query, transport);
             let Ok(length) = u16::try_from(answer.len()) else {
                 return Ok(());
             };

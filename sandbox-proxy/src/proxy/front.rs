@@ -113,7 +113,8 @@ async fn connect(
         .authority()
         .map_or("", |authority| authority.as_str());
     let (host, port) = parse_authority(authority, None)?;
-    record.target(&host.to_string().into(), port);
+    let meant = inner.dns.meant(host.clone());
+    record.target(&meant.to_string().into(), port);
     let mut hosts = request.headers().get_all(HOST).iter();
     if let Some(header) = hosts.next() {
         // Many clients leave the port out; what they say must be true.
@@ -125,6 +126,7 @@ async fn connect(
             ));
         }
     }
+    let host = meant;
     let (scheme, tls) = if port == HTTP_PORT && holds("tls-on-plain-port") {
         (Scheme::Http, false)
     } else {

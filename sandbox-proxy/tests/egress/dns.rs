@@ -484,7 +484,7 @@ async fn streams_with_lying_or_endless_lengths_end() {
         let (mut near, far) = tokio::io::duplex(1024);
         let serving = tokio::spawn({
             let dns = dns.clone();
-            async move { dns.serve_stream(Box::new(far)).await }
+            async move { dns.serve_stream(Box::new(far), Transport::Stream).await }
         });
         near.write_all(start).await.unwrap();
         let mut rest = Vec::new();
@@ -533,7 +533,9 @@ async fn name_that_was_looked_up_leads_to_a_server_that_speaks_first_on_its_port
         let address = address(&asked(&dns, "db.test.", kind));
         let name = dns.name_of(address).unwrap();
         assert_eq!(name.as_str(), "db.test");
-        let mut tunnel = running.connect(&format!("{name}:5432")).await.unwrap();
+        // A program that knows no proxy knows the address alone.
+        let meant = SocketAddr::new(address, 5432);
+        let mut tunnel = running.connect(&meant.to_string()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         server.write_all(b"says hello first").await.unwrap();
         let mut hello = [0; 16];
@@ -544,7 +546,10 @@ async fn name_that_was_looked_up_leads_to_a_server_that_speaks_first_on_its_port
         server.read_exact(&mut question).await.unwrap();
         assert_eq!(&question, b"select 1");
         drop((tunnel, server));
-        let refused = running.connect(&format!("{name}:5433")).await.unwrap_err();
+        let refused = running
+            .connect(&SocketAddr::new(address, 5433).to_string())
+            .await
+            .unwrap_err();
         assert!(
             refused.starts_with("HTTP/1.1 403") && refused.contains("no rule allows it"),
             "{refused}"
@@ -555,9 +560,15 @@ async fn name_that_was_looked_up_leads_to_a_server_that_speaks_first_on_its_port
         (allowed.decision, allowed.kind, allowed.rule.as_str()),
         (AuditDecision::Allowed, AuditKind::Tunnel, "allow db.test:5432")
     );
+    assert_eq!(allowed.host, "db.test");
     assert_eq!((allowed.bytes_out, allowed.bytes_in), (8, 16));
     let denied = running.events.wait(|event| event.port == 5433).await;
-    assert_eq!(denied.decision, AuditDecision::Denied);
+    assert_eq!(
+        (denied.decision, denied.host.as_str()),
+        (AuditDecision::Denied, "db.test")
+    );
+    let nobodys = running.connect("198.18.77.77:5432").await.unwrap_err();
+    assert!(nobodys.starts_with("HTTP/1.1 403"), "{nobodys}");
     let more = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
     assert!(more.is_err(), "nothing came for the other port");
 }

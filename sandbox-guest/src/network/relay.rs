@@ -1,0 +1,77 @@
+//! The guest's end of the egress proxy: each TCP connection to loopback becomes a stream to the host.
+//!
+//! Nothing is read or decided here; the host does both.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    rc::Rc,
+    sync::Arc,
+};
+
+use sandbox_protocol::EGRESS_PORT;
+use tokio::{
+    io::copy_bidirectional_with_sizes,
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::accept;
+use crate::{Guest, diagnostics::Failed, transport::Stream};
+
+/// Bytes held per direction of a connection.
+pub(super) const BUFFER: usize = 16 << 10;
+
+/// Starts relaying, and gives the loopback port programs are to use.
+pub(super) async fn start(guest: &Rc<Guest>, slots: &Arc<Semaphore>) -> Result<u16, Failed> {
+    // An ordinary process shares loopback with others, so it takes what port is free.
+    let wanted = if guest.options.is_machine() {
+        EGRESS_PORT as u16
+    } else {
+        0
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, wanted))
+        .await
+        .map_err(Failed::when("listen for the egress proxy on loopback"))?;
+    let port = listener
+        .local_addr()
+        .map_err(Failed::when("listen for the egress proxy on loopback"))?
+        .port();
+    // A kernel without IPv6 has no such address, and needs none.
+    let second = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await.ok();
+    for listener in second.into_iter().chain([listener]) {
+        serve(guest, listener, slots, EGRESS_PORT);
+    }
+    Ok(port)
+}
+
+/// Relays a listener's connections to a port of the host.
+pub(super) fn serve(guest: &Rc<Guest>, listener: TcpListener, slots: &Arc<Semaphore>, port: u32) {
+    let guest = Rc::clone(guest);
+    let relay = move |connection| {
+        let guest = Rc::clone(&guest);
+        async move {
+            // Either end's error has already reached the other as a reset or an end.
+            let _ = relay(&guest, connection, port).await;
+        }
+    };
+    tokio::task::spawn_local(accept(listener, Arc::clone(slots), relay));
+}
+
+async fn relay(guest: &Guest, connection: TcpStream, port: u32) -> io::Result<()> {
+    match guest.transport.connect(port).await {
+        Ok(stream) => carry(connection, stream).await,
+        Err(error) => {
+            // The client sees a reset, not an orderly end.
+            connection.set_zero_linger()?;
+            Err(error)
+        }
+    }
+}
+
+/// Carries bytes both ways until both have ended.
+pub(super) async fn carry(mut connection: TcpStream, mut stream: Stream) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    copy_bidirectional_with_sizes(&mut connection, &mut stream, BUFFER, BUFFER).await?;
+    Ok(())
+}

@@ -1,0 +1,316 @@
+//! Gives connections to synthetic addresses, on whatever port, to the agent's listeners: a program that the kernel runs
+//! where it looks up who listens (`BPF_PROG_TYPE_SK_LOOKUP`, Documentation/bpf/prog_sk_lookup.rst). Nothing is
+//! translated or tracked, and the accepted socket bears the address that was meant.
+//!
+//! The program, for a new TCP connection whose destination is in a synthetic network:
+//!
+//! ```text
+//! listener = listeners[family is IPv6];
+//! if (listener) { assign(listener); release(listener); }
+//! return PASS;
+//! ```
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use sandbox_protocol::{SYNTHETIC_V4, SYNTHETIC_V6};
+
+use crate::diagnostics::Failed;
+
+/// Commands of bpf(2).
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_LINK_CREATE: libc::c_int = 28;
+
+const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
+const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
+const BPF_SK_LOOKUP: u32 = 36;
+
+/// What the kernel says to `SK_PASS`: the look-up goes on, with the listener that was assigned, if one was.
+const SK_PASS: i32 = 1;
+
+/// Listeners by family, and whether the kernel asks for them yet.
+pub(super) struct Steering {
+    listeners: OwnedFd,
+}
+
+impl Steering {
+    pub(super) fn new() -> Result<Self, Failed> {
+        let attributes = MapCreate {
+            map_type: BPF_MAP_TYPE_SOCKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 2,
+        };
+        // SAFETY: this command's attributes have no pointers.
+        let listeners = unsafe { bpf_opens(BPF_MAP_CREATE, &attributes) }
+            .map_err(Failed::when("make a map of sockets"))?;
+        Ok(Self { listeners })
+    }
+
+    /// Adds the listener of a family.
+    pub(super) fn add(&self, listener: BorrowedFd<'_>, v6: bool) -> Result<(), Failed> {
+        let (key, value) = (u32::from(v6), listener.as_raw_fd());
+        let attributes = MapUpdate {
+            map: self.listeners.as_raw_fd(),
+            padding: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        // SAFETY: `key` and `value` are of the map's sizes, and outlive the call.
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }
+            .map(drop)
+            .map_err(Failed::when("put a listener into a map of sockets"))
+    }
+
+    /// Has the kernel ask from now on until the machine ends.
+    pub(super) fn begin(self) -> Result<(), Failed> {
+        let code = program(self.listeners.as_fd());
+        let mut name = [0; 16];
+        for (place, byte) in name.iter_mut().zip(b"sandbox_capture") {
+            *place = *byte;
+        }
+        let load = ProgramLoad {
+            program_type: BPF_PROG_TYPE_SK_LOOKUP,
+            count: code.len() as u32,
+            code: code.as_ptr() as u64,
+            license: c"Apache-2.0".as_ptr() as u64,
+            log_level: 0,
+            log_size: 0,
+            log: 0,
+            kernel_version: 0,
+            flags: 0,
+            name,
+            interface: 0,
+            attach_type: BPF_SK_LOOKUP,
+        };
+        // SAFETY: `code` has as many instructions as `count` says, the licence ends with a zero, and both outlive the call.
+        let program = unsafe { bpf_opens(BPF_PROG_LOAD, &load) }
+            .map_err(Failed::when("load the program that steers"))?;
+        let what = "steer connections";
+        let namespace = File::open("/proc/self/ns/net").map_err(Failed::when(what))?;
+        let link = LinkCreate {
+            program: program.as_raw_fd(),
+            target: namespace.as_raw_fd(),
+            attach_type: BPF_SK_LOOKUP,
+            flags: 0,
+        };
+        // SAFETY: this command's attributes have no pointers.
+        let link = unsafe { bpf_opens(BPF_LINK_CREATE, &link) }.map_err(Failed::when(what))?;
+        // The program stays as long as the link is open: as long as the agent runs, and with it the machine.
+        std::mem::forget(link);
+        Ok(())
+    }
+}
+
+/// An instruction (RFC 9669 §3).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Instruction {
+    opcode: u8,
+    /// Destination in the lower four bits, source in the upper.
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn instruction(opcode: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction {
+        opcode,
+        registers: from << 4 | to,
+        offset,
+        immediate,
+    }
+}
+
+/// Opcodes (RFC 9669 §4, §5).
+const LOAD_U32: u8 = 0x61;
+const STORE_U32: u8 = 0x63;
+const LOAD_MAP: u8 = 0x18;
+const MOVE: u8 = 0xbf;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const ADD_IMMEDIATE: u8 = 0x07;
+const AND_IMMEDIATE: u8 = 0x57;
+const JUMP: u8 = 0x05;
+const JUMP_IF_EQUAL: u8 = 0x15;
+const JUMP_IF_NOT: u8 = 0x55;
+/// Compares the lower 32 bits: no sign is extended into those of an address.
+const JUMP_IF_NOT_U32: u8 = 0x56;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+/// Says that the immediate of [`LOAD_MAP`] is a map's descriptor.
+const PSEUDO_MAP: u8 = 1;
+
+/// Helper functions of the kernel.
+const MAP_LOOKUP_ELEM: i32 = 1;
+const SK_RELEASE: i32 = 86;
+const SK_ASSIGN: i32 = 124;
+
+/// Offsets in `struct bpf_sk_lookup`.
+const FAMILY: i16 = 8;
+const PROTOCOL: i16 = 12;
+const LOCAL_IP4: i16 = 40;
+const LOCAL_IP6: i16 = 44;
+
+fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
+    // Addresses are in memory as on the wire, and loaded as the machine orders bytes.
+    let word = |octets: &[u8], index: usize| {
+        let octets = octets
+            .get(index * 4..index * 4 + 4)
+            .and_then(|octets| octets.try_into().ok());
+        i32::from_ne_bytes(octets.unwrap_or_default())
+    };
+    let v4 = word(&SYNTHETIC_V4.0.octets(), 0);
+    let v4_mask = i32::from_ne_bytes((u32::MAX << (32 - SYNTHETIC_V4.1)).to_be_bytes());
+    let v6 = SYNTHETIC_V6.0.octets();
+    let map = listeners.as_raw_fd();
+
+    let mut code = vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(LOAD_U32, 2, 6, PROTOCOL, 0),
+        instruction(JUMP_IF_NOT, 2, 0, PASS, libc::IPPROTO_TCP),
+        instruction(LOAD_U32, 2, 6, FAMILY, 0),
+        instruction(JUMP_IF_EQUAL, 2, 0, 4 + 1, libc::AF_INET6),
+        // IPv4: r8 is the listener's place.
+        instruction(LOAD_U32, 2, 6, LOCAL_IP4, 0),
+        instruction(AND_IMMEDIATE, 2, 0, 0, v4_mask),
+        instruction(JUMP_IF_NOT_U32, 2, 0, PASS, v4),
+        instruction(MOVE_IMMEDIATE, 8, 0, 0, 0),
+        instruction(JUMP, 0, 0, 7, 0),
+        // IPv6: the prefix is three words.
+        instruction(LOAD_U32, 2, 6, LOCAL_IP6, 0),
+        instruction(JUMP_IF_NOT_U32, 2, 0, PASS, word(&v6, 0)),
+        instruction(LOAD_U32, 2, 6, LOCAL_IP6 + 4, 0),
+        instruction(JUMP_IF_NOT_U32, 2, 0, PASS, word(&v6, 1)),
+        instruction(LOAD_U32, 2, 6, LOCAL_IP6 + 8, 0),
+        instruction(JUMP_IF_NOT_U32, 2, 0, PASS, word(&v6, 2)),
+        instruction(MOVE_IMMEDIATE, 8, 0, 0, 1),
+        // The listener at that place.
+        instruction(STORE_U32, 10, 8, -4, 0),
+        instruction(LOAD_MAP, 1, PSEUDO_MAP, 0, map),
+        instruction(0, 0, 0, 0, 0),
+        instruction(MOVE, 2, 10, 0, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, -4),
+        instruction(CALL, 0, 0, 0, MAP_LOOKUP_ELEM),
+        instruction(JUMP_IF_EQUAL, 0, 0, PASS, 0),
+        instruction(MOVE, 7, 0, 0, 0),
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(MOVE, 2, 7, 0, 0),
+        instruction(MOVE_IMMEDIATE, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, SK_ASSIGN),
+        instruction(MOVE, 1, 7, 0, 0),
+        instruction(CALL, 0, 0, 0, SK_RELEASE),
+    ];
+    let pass = code.len();
+    code.push(instruction(MOVE_IMMEDIATE, 0, 0, 0, SK_PASS));
+    code.push(instruction(EXIT, 0, 0, 0, 0));
+    for (index, jump) in code.iter_mut().enumerate() {
+        if jump.offset == PASS {
+            jump.offset = (pass - index - 1) as i16;
+        }
+    }
+    code
+}
+
+/// Stands for the way to the end, until its length is known.
+const PASS: i16 = i16::MAX;
+/// bpf(2) for commands that give a descriptor.
+///
+/// # Safety
+/// As [`bpf`].
+unsafe fn bpf_opens<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { bpf(command, attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// bpf(2).
+///
+/// # Safety
+/// `T` is laid out as `union bpf_attr` is for this command, and what its pointers lead to is as the command expects it
+/// until the call returns.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: reads as many bytes as the length says, which `attributes` has; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    match libc::c_int::try_from(result) {
+        Ok(result @ 0..) => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+#[repr(C)]
+struct MapUpdate {
+    map: libc::c_int,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct ProgramLoad {
+    program_type: u32,
+    count: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: libc::c_int,
+    target: libc::c_int,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_jump_leads_to_an_instruction() {
+        let descriptor = File::open("/dev/null").unwrap();
+        let code = program(descriptor.as_fd());
+        for (index, jump) in code.iter().enumerate() {
+            if [JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT, JUMP_IF_NOT_U32].contains(&jump.opcode) {
+                let to = code.get(index + 1 + jump.offset as usize);
+                // The second half of a `LOAD_MAP` is none.
+                assert!(to.is_some_and(|to| to.opcode != 0), "{index}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_families_meet_where_the_listener_is_looked_up() {
+        let descriptor = File::open("/dev/null").unwrap();
+        let code = program(descriptor.as_fd());
+        let meet = code.iter().position(|step| step.opcode == STORE_U32).unwrap();
+        let target = |jump: &Instruction, at: usize| at + 1 + jump.offset as usize;
+        let v4 = code.iter().position(|step| step.opcode == JUMP).unwrap();
+        assert_eq!(target(&code[v4], v4), meet);
+        let family = code.iter().position(|step| step.opcode == JUMP_IF_EQUAL).unwrap();
+        assert_eq!(target(&code[family], family), v4 + 1);
+    }
+}

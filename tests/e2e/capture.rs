@@ -1,0 +1,266 @@
+//! Programs that know no proxy: names resolve where a rule lets them through, and connections to them arrive.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::thread;
+
+use sandbox::core::audit::{AuditDecision, AuditKind};
+use sandbox::{Event, Output, Rules, Sandbox, Size, User};
+use stand_in::StandIn;
+
+use crate::fixture::{API, api_rules, fresh_directory, random_key, run, with_api};
+
+/// Name of the server that speaks first.
+const DB: &str = "db.example.test";
+
+/// What it says first, as servers of SSH and mail do.
+const BANNER: &str = "SSH-2.0-stand-in\r\n";
+
+/// A sandbox that may call the API and the server that speaks first, which runs on the host.
+struct Captured {
+    sandbox: Sandbox,
+    api: StandIn,
+    key: String,
+    port: u16,
+}
+
+async fn captured(name: &str) -> Captured {
+    let key = random_key();
+    let api = StandIn::start(API, &key).await.unwrap();
+    let port = speaks_first();
+    let sandbox = with_api(&fresh_directory(name), &api, &key)
+        .policy(api_rules(&api).allow(&format!("{DB}:{port} special-ranges")))
+        .resolve(DB, Ipv4Addr::LOCALHOST.into())
+        .launch()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    Captured {
+        sandbox,
+        api,
+        key,
+        port,
+    }
+}
+
+/// A server that greets, repeats all it hears until its client has said all, and then says goodbye.
+fn speaks_first() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = |mut stream: TcpStream| -> std::io::Result<()> {
+        stream.write_all(BANNER.as_bytes())?;
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard)?;
+        stream.write_all(&heard)?;
+        stream.write_all(b"goodbye")
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+impl Captured {
+    /// A program in the sandbox that finds no variable of ours but where programs are.
+    async fn bare(&self, program: &str) -> Output {
+        let arguments = ["-i", "PATH=/usr/bin:/bin", "HOME=/tmp", "sh", "-c", program];
+        let command = self.sandbox.command("env").args(arguments);
+        command.output().await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn python(&self, program: &str) -> String {
+        let output = self.bare(&format!("python3 - <<'END'\n{program}\nEND\n")).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn named_tcp_reaches_a_server_that_speaks_first() {
+    run(async {
+        let captured = captured("named-tcp").await;
+        let port = captured.port;
+        let length = BANNER.len();
+        let mut events = captured.sandbox.events();
+        for family in ["AF_INET", "AF_INET6"] {
+            let said = captured
+                .python(&format!(
+                    "
+import socket
+(address, *_) = socket.getaddrinfo('{DB}', {port}, socket.{family}, socket.SOCK_STREAM)
+s = socket.socket(socket.{family})
+s.connect(address[4])
+said = s.recv({length}, socket.MSG_WAITALL)
+s.sendall(b'select 1;')
+s.shutdown(socket.SHUT_WR)
+while part := s.recv(100): said += part
+print(said.decode(), end='')"
+                ))
+                .await;
+            assert_eq!(said, format!("{BANNER}select 1;goodbye"), "{family}");
+            loop {
+                if let Event::Attempt(attempt) = events.recv().await.unwrap()
+                    && attempt.kind == AuditKind::Tunnel
+                {
+                    assert_eq!((attempt.host.as_str(), attempt.port), (DB, port));
+                    assert_eq!(attempt.decision, AuditDecision::Allowed);
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn https_without_proxy_variables_is_trusted_and_gets_its_key() {
+    run(async {
+        let captured = captured("bare-https").await;
+        let url = format!("https://{API}:{}/bare", captured.api.port());
+        let output = captured.bare(&format!("curl -sS --fail -i {url}")).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        let seen = captured.api.seen();
+        let call = seen.iter().rfind(|seen| seen.target == "/bare").unwrap();
+        assert_eq!(call.headers["x-api-key"], captured.key.as_str());
+        assert!(!String::from_utf8_lossy(&output.stdout).contains(&captured.key));
+    });
+}
+
+#[test]
+fn names_that_no_rule_allows_do_not_exist() {
+    run(async {
+        let captured = captured("bare-names").await;
+        let mut events = captured.sandbox.events();
+        // Its rules are about one name and one port: what is below, beside and above it is nobody's.
+        for name in ["secret-data.evil.example", "x.db.example.test", "example.test"] {
+            let said = captured
+                .python(&format!(
+                    "
+import socket
+try: socket.getaddrinfo('{name}', 443)
+except socket.gaierror as error: print(error.errno == socket.EAI_NONAME)"
+                ))
+                .await;
+            assert_eq!(said, "True\n", "{name}");
+            loop {
+                if let Event::Attempt(attempt) = events.recv().await.unwrap()
+                    && attempt.host == name
+                {
+                    assert_eq!(attempt.decision, AuditDecision::Denied);
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn other_ports_other_addresses_and_datagrams_lead_nowhere() {
+    run(async {
+        let captured = captured("bare-elsewhere").await;
+        let port = captured.port;
+        let said = captured
+            .python(&format!(
+                "
+import socket
+def outcome(kind, address):
+    s = socket.socket(socket.AF_INET, kind)
+    s.settimeout(60)
+    try:
+        s.connect(address)
+        s.send(b'x')
+        return repr(s.recv(100))
+    except OSError as error: return type(error).__name__ if error.errno != 101 else 'unreachable'
+db = socket.gethostbyname('{DB}')
+print(outcome(socket.SOCK_STREAM, (db, {port})) != 'unreachable')
+print(outcome(socket.SOCK_STREAM, (db, {port} + 1)))
+print(outcome(socket.SOCK_STREAM, ('198.19.7.7', {port})))
+print(outcome(socket.SOCK_DGRAM, (db, {port})))
+print(outcome(socket.SOCK_STREAM, ('1.1.1.1', 443)))
+print(outcome(socket.SOCK_DGRAM, ('1.1.1.1', 53)))"
+            ))
+            .await;
+        let reset = "ConnectionResetError";
+        let refused = "ConnectionRefusedError";
+        let expected = format!("True\n{reset}\n{reset}\n{refused}\nunreachable\nunreachable\n");
+        assert_eq!(said, expected);
+    });
+}
+
+#[test]
+fn echo_requests_have_no_answer_that_looks_like_the_hosts() {
+    run(async {
+        let captured = captured("bare-echo").await;
+        let program = format!(
+            "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+s.settimeout(2)
+s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]) + b'ping', (socket.gethostbyname('{DB}'), 0))
+try: print(s.recv(100))
+except TimeoutError: print('silence')"
+        );
+        let allow_all = "sysctl -qw net.ipv4.ping_group_range='0 2147483647'";
+        let script = format!("{allow_all} && python3 -c \"$1\"");
+        let command = captured
+            .sandbox
+            .command("sh")
+            .args(["-c", &script, "sh", &program]);
+        let output = command
+            .user(User::Root)
+            .output()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "silence\n", "{output:?}");
+    });
+}
+
+#[test]
+fn ssh_finds_its_server_by_name() {
+    run(async {
+        let directory = fresh_directory("ssh-server");
+        let key = directory.join("key");
+        let made = std::process::Command::new("dropbearkey")
+            .args(["-t", "ed25519", "-f"])
+            .arg(&key)
+            .output()
+            .expect("dropbear is installed (dropbear-bin)");
+        let made = String::from_utf8(made.stdout).unwrap();
+        let public = made.lines().find_map(|line| line.strip_prefix("ssh-ed25519 "));
+        let public = public.unwrap().split(' ').next().unwrap().to_owned();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // Where those who are not root do not look for programs.
+                let mut server = std::process::Command::new("/usr/sbin/dropbear");
+                server.args(["-i", "-r"]).arg(&key);
+                server.stdin(OwnedFd::from(stream.try_clone().unwrap()));
+                server.stdout(OwnedFd::from(stream)).stderr(Stdio::null());
+                let _ = server.status();
+            }
+        });
+        let sandbox = Sandbox::builder()
+            .workspace(fresh_directory("ssh"))
+            .memory(Size::mib(256))
+            .policy(Rules::locked_down().allow(&format!("{DB}:{port} special-ranges")))
+            .resolve(DB, Ipv4Addr::LOCALHOST.into())
+            .launch()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        // Through the whole key exchange, and then the server knows no such user.
+        let script = format!(
+            "ssh-keyscan -T 60 -t ed25519 -p {port} {DB} >known && cat known && \
+             ssh -o UserKnownHostsFile=known -o BatchMode=yes -p {port} nobody@{DB} true 2>&1"
+        );
+        let output = sandbox.command("sh").args(["-c", &script]).output().await;
+        let output = output.unwrap_or_else(|error| panic!("{error}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(&public), "{text} {output:?}");
+        assert!(text.contains("Permission denied (publickey"), "{text}");
+    });
+}
