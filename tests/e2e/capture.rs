@@ -15,6 +15,12 @@ use crate::fixture::{API, api_rules, fresh_directory, random_key, run, with_api}
 /// Name of the server that speaks first.
 const DB: &str = "db.example.test";
 
+/// A denied name: so long that the smallest datagram has no room for both it and its rule.
+fn long_name() -> String {
+    let label = "x".repeat(60);
+    format!("{label}.{label}.{label}.{}.test", "y".repeat(50))
+}
+
 /// What it says first, as servers of SSH and mail do.
 const BANNER: &str = "SSH-2.0-stand-in\r\n";
 
@@ -31,7 +37,11 @@ async fn captured(name: &str) -> Captured {
     let api = StandIn::start(API, &key).await.unwrap();
     let port = speaks_first();
     let sandbox = with_api(&fresh_directory(name), &api, &key)
-        .policy(api_rules(&api).allow(&format!("{DB}:{port} special-ranges")))
+        .policy(
+            api_rules(&api)
+                .allow(&format!("{DB}:{port} special-ranges"))
+                .deny(&long_name()),
+        )
         .resolve(DB, Ipv4Addr::LOCALHOST.into())
         .launch()
         .await
@@ -176,7 +186,9 @@ def outcome(kind, address):
         return repr(s.recv(100))
     except OSError as error: return type(error).__name__ if error.errno != 101 else 'unreachable'
 db = socket.gethostbyname('{DB}')
-print(outcome(socket.SOCK_STREAM, (db, {port})) != 'unreachable')
+print(outcome(socket.SOCK_STREAM, (db, {port})))
+everywhere = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+everywhere.bind(('0.0.0.0', {port}))
 print(outcome(socket.SOCK_STREAM, (db, {port} + 1)))
 print(outcome(socket.SOCK_STREAM, ('198.19.7.7', {port})))
 print(outcome(socket.SOCK_DGRAM, (db, {port})))
@@ -186,8 +198,38 @@ print(outcome(socket.SOCK_DGRAM, ('1.1.1.1', 53)))"
             .await;
         let reset = "ConnectionResetError";
         let refused = "ConnectionRefusedError";
-        let expected = format!("True\n{reset}\n{reset}\n{refused}\nunreachable\nunreachable\n");
+        let banner = format!("b'{}'", BANNER.escape_default());
+        let expected = format!("{banner}\n{reset}\n{reset}\n{refused}\nunreachable\nunreachable\n");
         assert_eq!(said, expected);
+    });
+}
+
+#[test]
+fn datagrams_of_dns_are_cut_where_streams_are_not() {
+    run(async {
+        let captured = captured("bare-dns").await;
+        let name = long_name();
+        let said = captured
+            .python(&format!(
+                "
+import socket, struct
+labels = b'{name}'.split(b'.') + [b'']
+name = b''.join(bytes([len(label)]) + label for label in labels)
+edns = bytes(1) + struct.pack('>HHIH', 41, 512, 0, 0)
+query = struct.pack('>HHHHHH', 7, 0x100, 1, 0, 0, 1) + name + struct.pack('>HH', 1, 1) + edns
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.settimeout(60)
+udp.sendto(query, ('127.0.0.1', 53))
+datagram = udp.recv(5000)
+tcp = socket.create_connection(('127.0.0.1', 53))
+tcp.sendall(struct.pack('>H', len(query)) + query)
+length, = struct.unpack('>H', tcp.recv(2, socket.MSG_WAITALL))
+stream = tcp.recv(length, socket.MSG_WAITALL)
+for answer in (datagram, stream):
+    print(answer[:2] == query[:2], answer[3] & 15, len(answer) <= 512, b'deny' in answer)"
+            ))
+            .await;
+        assert_eq!(said, "True 3 True False\nTrue 3 False True\n");
     });
 }
 
@@ -200,11 +242,15 @@ fn echo_requests_have_no_answer_that_looks_like_the_hosts() {
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
 s.settimeout(2)
-s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]) + b'ping', (socket.gethostbyname('{DB}'), 0))
-try: print(s.recv(100))
-except TimeoutError: print('silence')"
+def ask():
+    s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]) + b'ping', (socket.gethostbyname('{DB}'), 0))
+    try: return s.recv(100)[8:]
+    except TimeoutError: return 'silence'
+print(ask())
+open('/proc/sys/net/ipv4/icmp_echo_ignore_all', 'w').write('0')
+print(ask())"
         );
-        let allow_all = "sysctl -qw net.ipv4.ping_group_range='0 2147483647'";
+        let allow_all = "echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range";
         let script = format!("{allow_all} && python3 -c \"$1\"");
         let command = captured
             .sandbox
@@ -215,7 +261,11 @@ except TimeoutError: print('silence')"
             .output()
             .await
             .unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "silence\n", "{output:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "silence\nb'ping'\n",
+            "{output:?}"
+        );
     });
 }
 

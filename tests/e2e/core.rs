@@ -64,3 +64,15 @@ fn denied_host_fails_by_exit_code() {
         assert!(text.contains("403"), "curl says why: {text}");
     });
 }
+
+#[test]
+fn program_without_proxy_variables_reaches_an_allowed_name() {
+    run(async {
+        let url = api_url("/bare").await;
+        sh_ok(&format!("env -i PATH=$PATH curl -sS --fail -o /dev/null {url}")).await;
+        let shared = shared().await;
+        let seen = shared.api.seen();
+        let call = seen.iter().rfind(|seen| seen.target == "/bare").unwrap();
+        assert_eq!(call.headers["x-api-key"], shared.key.as_str());
+    });
+}

@@ -80,10 +80,7 @@ pub(super) fn set_names(hostname: &str, machine_id: &[u8; 16]) -> Result<(), Fai
     files::put("/etc/machine-id", format!("{id}\n").as_bytes())?;
     files::put("/etc/hosts", hosts(hostname).as_bytes())?;
     // Names are the host's business: the agent hands on what is asked here, or nobody answers, and that at once.
-    files::put(
-        "/etc/resolv.conf",
-        b"nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-    )
+    files::put("/etc/resolv.conf", b"nameserver 127.0.0.1\n")
 }
 
 /// Brings the loopback interface up; the kernel then gives it its addresses.

@@ -20,10 +20,11 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{Guest, diagnostics, diagnostics::Failed};
+use self::capture::Capture;
+use crate::{Guest, diagnostics::Failed};
 
-/// Connections carried at once; further ones wait in their listener's backlog. With [`relay::BUFFER`] bounds the
-/// agent's memory for them to 8 MiB, and its descriptors.
+/// Connections carried at once of those to the proxy, and of those to synthetic addresses; further ones wait in their
+/// listener's backlog. With [`relay::BUFFER`] bounds the agent's memory for them to 16 MiB, and its descriptors.
 const MAX_CONNECTIONS: usize = 256;
 
 /// Starts what `configure` asks for, and gives the loopback port of the proxy.
@@ -31,30 +32,12 @@ pub(crate) async fn start(guest: &Rc<Guest>, configure: &Configure) -> Result<Op
     if !configure.proxy {
         return Ok(None);
     }
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let port = relay::start(guest, &slots).await?;
+    let port = relay::start(guest, MAX_CONNECTIONS).await?;
     // An ordinary process must leave the machine's names and routes alone.
     if guest.options.is_machine() {
-        // Names without a way to what they stand for would only make programs wait for what they cannot reach.
-        match capture::start(guest, &slots).await {
-            Ok(()) => {
-                leave_echo_requests_unanswered();
-                dns::start(guest, &slots).await?;
-            }
-            Err(error) => diagnostics::say(&format!(
-                "programs that use no proxy stay without network: {error}"
-            )),
-        }
+        dns::start(guest, Capture::new(guest, MAX_CONNECTIONS)).await?;
     }
     Ok(Some(port))
-}
-
-/// An answer to an echo request for a synthetic address would be ours, and be taken for one of the host with that name.
-fn leave_echo_requests_unanswered() {
-    for setting in ["ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"] {
-        // Only a wish: a kernel without IPv6 has no such setting.
-        let _ = std::fs::write(format!("/proc/sys/net/{setting}"), b"1");
-    }
 }
 
 /// Serves each connection of a listener, as many at once as there are slots.

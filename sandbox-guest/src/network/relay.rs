@@ -22,8 +22,8 @@ use crate::{Guest, diagnostics::Failed, transport::Stream};
 /// Bytes held per direction of a connection.
 pub(super) const BUFFER: usize = 16 << 10;
 
-/// Starts relaying, and gives the loopback port programs are to use.
-pub(super) async fn start(guest: &Rc<Guest>, slots: &Arc<Semaphore>) -> Result<u16, Failed> {
+/// Starts relaying, so many connections at once, and gives the loopback port programs are to use.
+pub(super) async fn start(guest: &Rc<Guest>, most: usize) -> Result<u16, Failed> {
     // An ordinary process shares loopback with others, so it takes what port is free.
     let wanted = if guest.options.is_machine() {
         EGRESS_PORT as u16
@@ -39,26 +39,23 @@ pub(super) async fn start(guest: &Rc<Guest>, slots: &Arc<Semaphore>) -> Result<u
         .port();
     // A kernel without IPv6 has no such address, and needs none.
     let second = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await.ok();
+    let slots = Arc::new(Semaphore::new(most));
     for listener in second.into_iter().chain([listener]) {
-        serve(guest, listener, slots, EGRESS_PORT);
+        let guest = Rc::clone(guest);
+        let relay = move |connection| {
+            let guest = Rc::clone(&guest);
+            async move {
+                // Either end's error has already reached the other as a reset or an end.
+                let _ = relay(&guest, connection, EGRESS_PORT).await;
+            }
+        };
+        tokio::task::spawn_local(accept(listener, Arc::clone(&slots), relay));
     }
     Ok(port)
 }
 
-/// Relays a listener's connections to a port of the host.
-pub(super) fn serve(guest: &Rc<Guest>, listener: TcpListener, slots: &Arc<Semaphore>, port: u32) {
-    let guest = Rc::clone(guest);
-    let relay = move |connection| {
-        let guest = Rc::clone(&guest);
-        async move {
-            // Either end's error has already reached the other as a reset or an end.
-            let _ = relay(&guest, connection, port).await;
-        }
-    };
-    tokio::task::spawn_local(accept(listener, Arc::clone(slots), relay));
-}
-
-async fn relay(guest: &Guest, connection: TcpStream, port: u32) -> io::Result<()> {
+/// Carries a connection to a port of the host.
+pub(super) async fn relay(guest: &Guest, connection: TcpStream, port: u32) -> io::Result<()> {
     match guest.transport.connect(port).await {
         Ok(stream) => carry(connection, stream).await,
         Err(error) => {

@@ -1,6 +1,9 @@
 //! Networks of which every address is this machine's own, by route netlink (rtnetlink(7)).
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -58,10 +61,16 @@ fn message(network: IpAddr, prefix: u8) -> Vec<u8> {
         libc::RTN_LOCAL,
     ];
     body.extend(0_u32.to_ne_bytes());
-    for (kind, value) in [
+    let mut attributes = vec![
         (libc::RTA_DST, address),
         (libc::RTA_OIF, LOOPBACK.to_ne_bytes().to_vec()),
-    ] {
+    ];
+    if network.is_ipv4() {
+        // Without it the source is the destination: a program whose own port happens to be the one it connects to would
+        // reach itself.
+        attributes.push((libc::RTA_PREFSRC, Ipv4Addr::LOCALHOST.octets().to_vec()));
+    }
+    for (kind, value) in attributes {
         // `struct rtattr`: length with this header, and type. All values here end on a border of four bytes.
         body.extend((4 + value.len() as u16).to_ne_bytes());
         body.extend(kind.to_ne_bytes());
@@ -79,14 +88,14 @@ fn message(network: IpAddr, prefix: u8) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv6Addr;
 
     use super::*;
 
     #[test]
     fn lengths_are_those_of_the_whole_and_of_its_parts() {
         for (network, length) in [
-            (IpAddr::V4(Ipv4Addr::LOCALHOST), 16 + 12 + 8 + 8),
+            (IpAddr::V4(Ipv4Addr::LOCALHOST), 16 + 12 + 8 + 8 + 8),
             (IpAddr::V6(Ipv6Addr::LOCALHOST), 16 + 12 + 20 + 8),
         ] {
             let message = message(network, 8);

@@ -2,9 +2,10 @@
 //! where it looks up who listens (`BPF_PROG_TYPE_SK_LOOKUP`, Documentation/bpf/prog_sk_lookup.rst). Nothing is
 //! translated or tracked, and the accepted socket bears the address that was meant.
 //!
-//! The program, for a new TCP connection whose destination is in a synthetic network:
+//! The program, for what is new and goes to a synthetic network:
 //!
 //! ```text
+//! if (protocol is not TCP) return DROP;
 //! listener = listeners[family is IPv6];
 //! if (listener) { assign(listener); release(listener); }
 //! return PASS;
@@ -33,9 +34,14 @@ const BPF_SK_LOOKUP: u32 = 36;
 /// What the kernel says to `SK_PASS`: the look-up goes on, with the listener that was assigned, if one was.
 const SK_PASS: i32 = 1;
 
-/// Listeners by family, and whether the kernel asks for them yet.
+/// Nobody is there, whoever listens on that port of all addresses.
+const SK_DROP: i32 = 0;
+
+/// Listeners by family.
 pub(super) struct Steering {
     listeners: OwnedFd,
+    /// Whether one of IPv6 is among them. The verifier of a kernel without IPv6 takes no program that reads such addresses.
+    v6: bool,
 }
 
 impl Steering {
@@ -49,11 +55,12 @@ impl Steering {
         // SAFETY: this command's attributes have no pointers.
         let listeners = unsafe { bpf_opens(BPF_MAP_CREATE, &attributes) }
             .map_err(Failed::when("make a map of sockets"))?;
-        Ok(Self { listeners })
+        Ok(Self { listeners, v6: false })
     }
 
     /// Adds the listener of a family.
-    pub(super) fn add(&self, listener: BorrowedFd<'_>, v6: bool) -> Result<(), Failed> {
+    pub(super) fn add(&mut self, listener: BorrowedFd<'_>, v6: bool) -> Result<(), Failed> {
+        self.v6 |= v6;
         let (key, value) = (u32::from(v6), listener.as_raw_fd());
         let attributes = MapUpdate {
             map: self.listeners.as_raw_fd(),
@@ -70,7 +77,7 @@ impl Steering {
 
     /// Has the kernel ask from now on until the machine ends.
     pub(super) fn begin(self) -> Result<(), Failed> {
-        let code = program(self.listeners.as_fd());
+        let code = program(self.listeners.as_fd(), self.v6);
         let mut name = [0; 16];
         for (place, byte) in name.iter_mut().zip(b"sandbox_capture") {
             *place = *byte;
@@ -157,7 +164,7 @@ const PROTOCOL: i16 = 12;
 const LOCAL_IP4: i16 = 40;
 const LOCAL_IP6: i16 = 44;
 
-fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
+fn program(listeners: BorrowedFd<'_>, with_v6: bool) -> Vec<Instruction> {
     // Addresses are in memory as on the wire, and loaded as the machine orders bytes.
     let word = |octets: &[u8], index: usize| {
         let octets = octets
@@ -168,21 +175,15 @@ fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
     let v4 = word(&SYNTHETIC_V4.0.octets(), 0);
     let v4_mask = i32::from_ne_bytes((u32::MAX << (32 - SYNTHETIC_V4.1)).to_be_bytes());
     let v6 = SYNTHETIC_V6.0.octets();
-    let map = listeners.as_raw_fd();
-
-    let mut code = vec![
-        instruction(MOVE, 6, 1, 0, 0),
-        instruction(LOAD_U32, 2, 6, PROTOCOL, 0),
-        instruction(JUMP_IF_NOT, 2, 0, PASS, libc::IPPROTO_TCP),
-        instruction(LOAD_U32, 2, 6, FAMILY, 0),
-        instruction(JUMP_IF_EQUAL, 2, 0, 4 + 1, libc::AF_INET6),
-        // IPv4: r8 is the listener's place.
+    // r6 is the context, r8 the listener's place in the map, r9 the protocol.
+    let of_v4 = [
         instruction(LOAD_U32, 2, 6, LOCAL_IP4, 0),
         instruction(AND_IMMEDIATE, 2, 0, 0, v4_mask),
         instruction(JUMP_IF_NOT_U32, 2, 0, PASS, v4),
         instruction(MOVE_IMMEDIATE, 8, 0, 0, 0),
-        instruction(JUMP, 0, 0, 7, 0),
-        // IPv6: the prefix is three words.
+    ];
+    // The prefix is three words.
+    let of_v6 = [
         instruction(LOAD_U32, 2, 6, LOCAL_IP6, 0),
         instruction(JUMP_IF_NOT_U32, 2, 0, PASS, word(&v6, 0)),
         instruction(LOAD_U32, 2, 6, LOCAL_IP6 + 4, 0),
@@ -190,9 +191,13 @@ fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
         instruction(LOAD_U32, 2, 6, LOCAL_IP6 + 8, 0),
         instruction(JUMP_IF_NOT_U32, 2, 0, PASS, word(&v6, 2)),
         instruction(MOVE_IMMEDIATE, 8, 0, 0, 1),
-        // The listener at that place.
+    ];
+    let assign = [
+        instruction(JUMP_IF_EQUAL, 9, 0, 2, libc::IPPROTO_TCP),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, SK_DROP),
+        instruction(EXIT, 0, 0, 0, 0),
         instruction(STORE_U32, 10, 8, -4, 0),
-        instruction(LOAD_MAP, 1, PSEUDO_MAP, 0, map),
+        instruction(LOAD_MAP, 1, PSEUDO_MAP, 0, listeners.as_raw_fd()),
         instruction(0, 0, 0, 0, 0),
         instruction(MOVE, 2, 10, 0, 0),
         instruction(ADD_IMMEDIATE, 2, 0, 0, -4),
@@ -206,6 +211,23 @@ fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
         instruction(MOVE, 1, 7, 0, 0),
         instruction(CALL, 0, 0, 0, SK_RELEASE),
     ];
+    let mut code = vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(LOAD_U32, 9, 6, PROTOCOL, 0),
+        instruction(LOAD_U32, 2, 6, FAMILY, 0),
+    ];
+    if with_v6 {
+        // Each family's part leads to what both have in common.
+        let over = |part: &[Instruction]| part.len() as i16;
+        code.push(instruction(JUMP_IF_EQUAL, 2, 0, over(&of_v4) + 1, libc::AF_INET6));
+        code.extend(of_v4);
+        code.push(instruction(JUMP, 0, 0, over(&of_v6), 0));
+        code.extend(of_v6);
+    } else {
+        code.push(instruction(JUMP_IF_NOT, 2, 0, PASS, libc::AF_INET));
+        code.extend(of_v4);
+    }
+    code.extend(assign);
     let pass = code.len();
     code.push(instruction(MOVE_IMMEDIATE, 0, 0, 0, SK_PASS));
     code.push(instruction(EXIT, 0, 0, 0, 0));
@@ -219,30 +241,6 @@ fn program(listeners: BorrowedFd<'_>) -> Vec<Instruction> {
 
 /// Stands for the way to the end, until its length is known.
 const PASS: i16 = i16::MAX;
-/// bpf(2) for commands that give a descriptor.
-///
-/// # Safety
-/// As [`bpf`].
-unsafe fn bpf_opens<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
-    let descriptor = unsafe { bpf(command, attributes) }?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// bpf(2).
-///
-/// # Safety
-/// `T` is laid out as `union bpf_attr` is for this command, and what its pointers lead to is as the command expects it
-/// until the call returns.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: reads as many bytes as the length says, which `attributes` has; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
-    match libc::c_int::try_from(result) {
-        Ok(result @ 0..) => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 #[repr(C)]
 struct MapCreate {
@@ -285,6 +283,31 @@ struct LinkCreate {
     flags: u32,
 }
 
+/// bpf(2) for commands that give a descriptor.
+///
+/// # Safety
+/// As [`bpf`], and the command is one that gives a new descriptor.
+unsafe fn bpf_opens<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { bpf(command, attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// bpf(2).
+///
+/// # Safety
+/// `T` is laid out as `union bpf_attr` is for this command, and what its pointers lead to is as the command expects it
+/// until the call returns.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: reads as many bytes as the length says, which `attributes` has; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    match libc::c_int::try_from(result) {
+        Ok(result @ 0..) => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,12 +315,14 @@ mod tests {
     #[test]
     fn every_jump_leads_to_an_instruction() {
         let descriptor = File::open("/dev/null").unwrap();
-        let code = program(descriptor.as_fd());
-        for (index, jump) in code.iter().enumerate() {
-            if [JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT, JUMP_IF_NOT_U32].contains(&jump.opcode) {
-                let to = code.get(index + 1 + jump.offset as usize);
-                // The second half of a `LOAD_MAP` is none.
-                assert!(to.is_some_and(|to| to.opcode != 0), "{index}");
+        for with_v6 in [false, true] {
+            let code = program(descriptor.as_fd(), with_v6);
+            for (index, jump) in code.iter().enumerate() {
+                if [JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT, JUMP_IF_NOT_U32].contains(&jump.opcode) {
+                    let to = code.get(index + 1 + jump.offset as usize);
+                    // The second half of a `LOAD_MAP` is none.
+                    assert!(to.is_some_and(|to| to.opcode != 0), "{index}");
+                }
             }
         }
     }
@@ -305,12 +330,13 @@ mod tests {
     #[test]
     fn both_families_meet_where_the_listener_is_looked_up() {
         let descriptor = File::open("/dev/null").unwrap();
-        let code = program(descriptor.as_fd());
-        let meet = code.iter().position(|step| step.opcode == STORE_U32).unwrap();
-        let target = |jump: &Instruction, at: usize| at + 1 + jump.offset as usize;
-        let v4 = code.iter().position(|step| step.opcode == JUMP).unwrap();
-        assert_eq!(target(&code[v4], v4), meet);
-        let family = code.iter().position(|step| step.opcode == JUMP_IF_EQUAL).unwrap();
-        assert_eq!(target(&code[family], family), v4 + 1);
+        let code = program(descriptor.as_fd(), true);
+        let find = |wanted: &dyn Fn(&Instruction) -> bool| code.iter().position(wanted).unwrap();
+        let target = |at: usize| at + 1 + code[at].offset as usize;
+        let v4_ends = find(&|step| step.opcode == JUMP);
+        let meet = find(&|step| step.opcode == JUMP_IF_EQUAL && step.immediate == libc::IPPROTO_TCP);
+        assert_eq!(target(v4_ends), meet);
+        let family = find(&|step| step.opcode == JUMP_IF_EQUAL && step.immediate == libc::AF_INET6);
+        assert_eq!(target(family), v4_ends + 1);
     }
 }

@@ -31,7 +31,7 @@ use tokio_util::sync::DropGuard;
 use crate::defence;
 use crate::proxy::Inner;
 use answer::Known;
-use serve::Pace;
+use serve::{Pace, Places};
 use table::Table;
 
 pub use answer::Transport;
@@ -73,6 +73,7 @@ pub struct Dns {
 pub(crate) struct State {
     table: Mutex<Table>,
     pace: Pace,
+    places: Places,
 }
 
 impl State {

@@ -7,22 +7,36 @@ use std::time::Duration;
 use sandbox_core::BoxStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::MAX_QUERY_BYTES;
 use super::{Dns, Transport};
 use crate::defence;
-use crate::proxy::serve_connections;
+use crate::proxy::{places, serve_connections};
 
 /// Messages a second of one sandbox, and how many may come at once. Protects the host's processors from a guest that
 /// asks without end: what is over it waits. A program that starts asks for tens of names.
 const PER_SECOND: u32 = 2000;
 const AT_ONCE: u32 = 500;
+/// Streams of one sandbox at once, besides those of its connections: names still resolve when all of those are in use. The
+/// guest's stub needs fewer; what is over it ends at once.
+const MAX_STREAMS: usize = 16;
 /// Between two messages of a stream, and for the rest of one (RFC 7766 §6.2.3 wants seconds): whoever falls silent holds
 /// no stream.
 const STREAM_IDLE: Duration = Duration::from_secs(30);
 /// For the client to take an answer.
 const SEND_TIME: Duration = Duration::from_secs(5);
+
+/// Places for streams.
+#[derive(Debug)]
+pub(super) struct Places(Semaphore);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Semaphore::new(places(MAX_STREAMS, defence::holds("dns-streams"))))
+    }
+}
 
 /// When the next message may be answered.
 #[derive(Debug, Default)]
@@ -49,7 +63,8 @@ impl Dns {
     /// stream, or when nothing comes for a while. `transport` is what the client itself speaks: answers that end as
     /// [datagrams](Transport::Datagram) are cut to what those hold.
     pub async fn serve_stream(&self, mut stream: BoxStream, transport: Transport) {
-        let Some(_slot) = self.inner.stream_slot() else {
+        let Ok(_place) = self.inner.dns.places.0.try_acquire() else {
+            tracing::debug!("a stream of DNS messages ends: too many are open");
             return;
         };
         let closed = self.inner.closed();

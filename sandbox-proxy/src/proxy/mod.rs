@@ -63,6 +63,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use body::RequestBody;
 pub use builder::{ProxyBuilder, ProxyError};
+pub(crate) use limits::places;
 pub use live::ChangeError;
 pub use meter::Limits;
 pub(crate) use route::parse_host_and_port;
@@ -287,11 +288,6 @@ impl Inner {
     /// Done when the proxy is closed.
     pub(crate) fn closed(&self) -> CancellationToken {
         self.closed.clone()
-    }
-
-    /// A place among the guest's streams, if there is one.
-    pub(crate) fn stream_slot(&self) -> Option<quota::Slot> {
-        self.streams.try_take()
     }
 }
 

@@ -13,7 +13,7 @@ use sandbox_proxy::dns::{SYNTHETIC_V4, Transport};
 use sandbox_proxy::resolve::NameServers;
 use sandbox_proxy::{Dns, Proxy, Rules};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::support::*;
 
@@ -518,6 +518,40 @@ proptest! {
                 prop_assert_eq!(answer[2] & 0x80, 0x80);
                 prop_assert!(Message::from_vec(&answer).is_ok());
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn streams_are_few_and_do_not_depend_on_the_guests_connections() {
+    let running = Running::start(|builder| builder.policy(Arc::new(rules())).max_connections(1)).await;
+    let dns = running.proxy.dns();
+    let _only_one = TcpStream::connect(running.address).await.unwrap();
+    let open = || {
+        let (near, far) = tokio::io::duplex(1024);
+        let dns = dns.clone();
+        tokio::spawn(async move { dns.serve_stream(Box::new(far), Transport::Stream).await });
+        near
+    };
+    let query = question("good.test.", RecordType::A).to_vec().unwrap();
+    let framed = [&u16::try_from(query.len()).unwrap().to_be_bytes(), &query[..]].concat();
+    let mut held = Vec::new();
+    for _ in 0..16 {
+        let mut stream = open();
+        stream.write_all(&framed).await.unwrap();
+        assert!(stream.read_u16().await.unwrap() > 0);
+        held.push(stream);
+    }
+    let mut one_more = open();
+    let _ = one_more.write_all(&framed).await;
+    assert!(one_more.read_u16().await.is_err());
+    held.pop();
+    // Its end is noticed soon.
+    loop {
+        let mut again = open();
+        let _ = again.write_all(&framed).await;
+        if again.read_u16().await.is_ok() {
+            return;
         }
     }
 }
