@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::defence::holds;
+
 /// Who is to be reached: a name or an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {
@@ -63,7 +65,11 @@ pub fn is_in(name: &str, zone: &str) -> bool {
 
 impl From<IpAddr> for Host {
     fn from(address: IpAddr) -> Self {
-        Self::Address(address.to_canonical())
+        if holds("mapped-addresses") {
+            Self::Address(address.to_canonical())
+        } else {
+            Self::Address(address)
+        }
     }
 }
 
@@ -108,7 +114,7 @@ impl FromStr for HostName {
             return Err(InvalidHost::EmptyLabel);
         }
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
-        if !name.bytes().all(allowed) {
+        if !name.bytes().all(allowed) && holds("host-characters") {
             return Err(InvalidHost::Character);
         }
         // What the WHATWG URL standard ("ends in a number") and `inet_aton` would read as an address.
@@ -116,7 +122,7 @@ impl FromStr for HostName {
         let hex = last
             .strip_prefix("0x")
             .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()));
-        if hex || last.bytes().all(|b| b.is_ascii_digit()) {
+        if (hex || last.bytes().all(|b| b.is_ascii_digit())) && holds("odd-addresses") {
             return Err(InvalidHost::OddAddress);
         }
         Ok(Self(name.into()))

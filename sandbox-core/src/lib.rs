@@ -10,6 +10,8 @@ pub mod audit;
 pub mod backend;
 pub mod command;
 pub mod credential;
+#[doc(hidden)]
+pub mod defence;
 pub mod host;
 pub mod id;
 pub mod path;

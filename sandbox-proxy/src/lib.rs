@@ -44,7 +44,6 @@
 
 pub mod address;
 pub mod audit;
-mod defence;
 pub mod dns;
 mod encoding;
 #[cfg(feature = "fuzzing")]
@@ -65,6 +64,7 @@ pub use memory::{MemoryPrivacy, keep_memory_private};
 pub use policy::{RuleError, Rules};
 pub use proxy::{ChangeError, Limits, MissingCredential, Proxy, ProxyBuilder, ProxyError};
 pub use resolve::Resolver;
+pub(crate) use sandbox_core::defence;
 pub use services::{ClientCredential, Explanation, Service};
 pub use tls::Ca;
 pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};

@@ -18,8 +18,8 @@ use crate::{
     error::TaskError,
 };
 
-/// The crate whose defences have names, from the root of the project.
-const CRATE: &str = "sandbox-proxy";
+/// The crates whose defences have names, from the root of the project; the first has the feature and the list.
+const CRATES: [&str; 2] = ["sandbox-proxy", "sandbox-core"];
 
 /// How a defence is asked for in the source: `holds("NAME")`.
 const ASKS: &str = "holds(\"";
@@ -39,8 +39,13 @@ type Witness = (String, String);
 /// Runs the mutants whose name contains `filter`, or all. Where the kept test does not notice, all tests are run, which
 /// takes a minute each, and with `keep`, which one noticed is written down. With `quick`, that is a failure at once.
 pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitCode, TaskError> {
-    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(CRATE);
-    let all = defences(&root.join("src"))?;
+    let project = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut all = BTreeSet::new();
+    for name in CRATES {
+        all.append(&mut defences(&project.join(name).join("src"))?);
+    }
+    let [first, second] = CRATES;
+    let root = project.join(first);
     let names: Vec<&String> = all
         .iter()
         .filter(|name| filter.is_none_or(|part| name.contains(part)))
@@ -52,9 +57,11 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitC
     let programs = compile(&[
         "test",
         "--package",
-        CRATE,
+        first,
+        "--package",
+        second,
         "--features",
-        "mutants",
+        &format!("{first}/mutants"),
         "--no-run",
         "--quiet",
         "--lib",

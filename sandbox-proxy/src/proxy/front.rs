@@ -51,7 +51,7 @@ pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
             };
             if !route.tls {
                 Box::pin(intercept::serve_plain(inner, route, client, record)).await;
-            } else if route.is_read() {
+            } else if route.is_read() || !holds("tunnels-stay-opaque") {
                 Box::pin(intercept::serve(inner, route, client, upstream, record)).await;
             } else {
                 let address = upstream.as_ref().and_then(Dialled::vetted);

@@ -85,6 +85,9 @@ impl Http {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), HttpError> {
+        if !defence::holds("source-answer-time") {
+            return self.exchange(request).await;
+        }
         timeout(EXCHANGE_TIME, self.exchange(request))
             .await
             .unwrap_or(Err(HttpError::TooSlow))
@@ -179,5 +182,36 @@ where
             Ok(()) => exchange.await,
             Err(error) => Err(error.into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn server_that_stops_within_its_answer_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (said, has_said) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it";
+            stream.write_all(answer).await.unwrap();
+            said.send(()).unwrap();
+            std::future::pending::<()>().await;
+        });
+        let http = Http::new(&[], Plain::Loopback).unwrap();
+        let request = Request::get(format!("http://{address}/token"));
+        let asking = tokio::spawn(async move { http.send(request.body(Full::default()).unwrap()).await });
+        has_said.await.unwrap();
+        // From here on only time passes.
+        tokio::time::pause();
+        let answer = timeout(3 * EXCHANGE_TIME, asking).await.expect("it is given up");
+        assert!(matches!(answer.unwrap(), Err(HttpError::TooSlow)));
     }
 }

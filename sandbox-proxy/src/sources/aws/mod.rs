@@ -37,6 +37,8 @@ pub struct Aws {
     profile: Option<String>,
     files: Option<(PathBuf, PathBuf)>,
     variables: Variables,
+    /// AWS's own command-line tool: a program, and what comes before its arguments.
+    tool: Vec<OsString>,
     shared: Arc<Shared>,
 }
 
@@ -93,7 +95,8 @@ impl Aws {
 
     /// A profile of `~/.aws/credentials` and `~/.aws/config` (or where `AWS_SHARED_CREDENTIALS_FILE` and
     /// `AWS_CONFIG_FILE` say, by absolute paths): keys, or a `credential_process` that is run without a shell. Profiles that take a role or
-    /// sign in are an error that says so; use [`process`](Self::process) for them.
+    /// sign in (single sign-on, web identity) are asked for with `aws configure export-credentials`: AWS's command-line
+    /// tool must be installed for them.
     pub fn profile(name: impl Into<String>) -> Self {
         Self {
             profile: Some(name.into()),
@@ -139,6 +142,7 @@ impl Aws {
             profile: None,
             files: None,
             variables: Variables(Arc::new(|name| std::env::var_os(name))),
+            tool: vec!["aws".into()],
             shared: Arc::default(),
         }
     }

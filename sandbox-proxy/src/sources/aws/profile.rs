@@ -69,12 +69,37 @@ pub(super) async fn keys(aws: &Aws) -> Result<Option<Issued>, CredentialError> {
         return aws.of_process(&words).await.map(Some);
     }
     if ELSEWHERE.iter().any(|key| settings.contains_key(*key)) {
-        return Err(malformed(
-            &described,
-            "it takes a role or signs in: use Aws::process with `aws configure export-credentials`",
-        ));
+        return of_tool(aws, name).await.map(Some);
     }
     Ok(None)
+}
+
+/// What such a profile needs.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`aws configure export-credentials` failed, which profiles that take a role or sign in need: see whether it works"
+)]
+struct ToolFailed(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+/// The keys of a profile that takes a role or signs in: AWS's own tool knows how, and keeps what it signed in to.
+async fn of_tool(aws: &Aws, name: &str) -> Result<Issued, CredentialError> {
+    let described = format!("AWS profile {name}");
+    if aws.files.is_some() {
+        return Err(malformed(
+            &described,
+            "it takes a role or signs in: outside the usual files, use Aws::process with `aws configure export-credentials`",
+        ));
+    }
+    let mut command = aws.tool.clone();
+    command.extend(["configure", "export-credentials", "--format", "process"].map(OsString::from));
+    command.push(format!("--profile={name}").into());
+    aws.of_process(&command).await.map_err(|error| match error {
+        CredentialError::Failed { cause, .. } => CredentialError::Failed {
+            source_name: described,
+            cause: Box::new(ToolFailed(cause)),
+        },
+        other => other,
+    })
 }
 
 /// Where a file is, if anything says so.

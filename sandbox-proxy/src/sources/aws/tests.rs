@@ -114,6 +114,46 @@ async fn changed_files_act_at_once_and_sections_do_not_mix() {
 }
 
 #[tokio::test]
+async fn profiles_that_take_a_role_or_sign_in_are_asked_for_with_awss_own_tool() {
+    // Says how it was called.
+    let script = "printf '{\"Version\":1,\"AccessKeyId\":\"T\",\"SecretAccessKey\":\"%s\"}' \"$(echo \"$*\" | tr ' ' ,)\"";
+    let tool = ["sh", "-c", script, "aws"].map(OsString::from).to_vec();
+    for settings in [
+        "role_arn = r\nsource_profile = y",
+        "sso_session = s",
+        "web_identity_token_file = /token\nrole_arn = r",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let [a, b] = files(directory.path(), "", &format!("[profile dev]\n{settings}\n"));
+        let variables = [(a.0, a.1.as_str()), (b.0, b.1.as_str())];
+        let source = Aws {
+            tool: tool.clone(),
+            ..with(Aws::profile("dev"), &variables)
+        };
+        assert_eq!(
+            keys(&source).await,
+            "T configure,export-credentials,--format,process,--profile=dev -",
+            "{settings}"
+        );
+        let missing = Aws {
+            tool: vec!["/nonexistent/aws".into()],
+            shared: Arc::default(),
+            ..source
+        };
+        let error = fetch(&missing).await.unwrap_err();
+        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+        let causes: Vec<_> = causes.map(ToString::to_string).collect();
+        assert!(
+            error.to_string().contains("profile dev")
+                && causes
+                    .iter()
+                    .any(|cause| cause.contains("`aws configure export-credentials` failed")),
+            "{error} {causes:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn process_is_asked_again_once_its_keys_end() {
     let directory = tempfile::tempdir().unwrap();
     let script = "cd \"$1\"; echo x >> runs; printf '{\"Version\":1,\"AccessKeyId\":\"P%s\",\"SecretAccessKey\":\"s\",\

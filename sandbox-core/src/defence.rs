@@ -7,13 +7,13 @@
 /// Whether the defence of this name is in force.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]
-pub(crate) const fn holds(_name: &'static str) -> bool {
+pub const fn holds(_name: &'static str) -> bool {
     true
 }
 
 /// Whether the defence of this name is in force.
 #[cfg(feature = "mutants")]
-pub(crate) fn holds(name: &'static str) -> bool {
+pub fn holds(name: &'static str) -> bool {
     static OFF: std::sync::LazyLock<Option<String>> =
         std::sync::LazyLock::new(|| std::env::var("SANDBOX_MUTANT").ok());
     OFF.as_deref() != Some(name)
