@@ -103,7 +103,11 @@ impl FromStr for HostName {
         }
         let ascii = idna::domain_to_ascii_cow(text.as_bytes(), idna::AsciiDenyList::EMPTY)
             .map_err(|_| InvalidHost::Character)?;
-        let name = ascii.strip_suffix('.').unwrap_or(&ascii);
+        let name = if holds("one-form-of-names") {
+            ascii.strip_suffix('.').unwrap_or(&ascii)
+        } else {
+            text
+        };
         if name.is_empty() {
             return Err(InvalidHost::Empty);
         }

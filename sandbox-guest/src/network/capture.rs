@@ -25,6 +25,9 @@ use crate::{Guest, diagnostics, diagnostics::Failed, transport::Stream};
 /// The longest head of an answer. The proxy's are a few hundred bytes; a refusal's document is not read.
 const MAX_HEAD: usize = 16 << 10;
 
+/// Fields of such a head: more than the proxy has.
+const MAX_FIELDS: usize = 32;
+
 /// How long the host may still take when the program has closed its half. One that is gone is told from one that has
 /// nothing to say by nothing else, and what it asked for must not be kept for it, where people are asked for minutes.
 const PATIENCE_OF_THE_SILENT: Duration = Duration::from_secs(5);
@@ -167,9 +170,12 @@ async fn ask(guest: &Guest, meant: SocketAddr) -> io::Result<(Stream, Vec<u8>)> 
     let request = format!("CONNECT {meant} HTTP/1.1\r\nHost: {meant}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(1024);
-    let end = loop {
-        if let Some(end) = end_of_head(&answer) {
-            break end;
+    loop {
+        if let Some((status, end)) = parse_head(&answer)? {
+            return match status {
+                200 => Ok((stream, answer.split_off(end))),
+                _ => Err(io::ErrorKind::ConnectionRefused.into()),
+            };
         }
         if answer.len() >= MAX_HEAD {
             return Err(io::Error::other("the proxy's answer has no end"));
@@ -177,17 +183,18 @@ async fn ask(guest: &Guest, meant: SocketAddr) -> io::Result<(Stream, Vec<u8>)> 
         if stream.read_buf(&mut answer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-    };
-    if !answer.starts_with(b"HTTP/1.1 200 ") {
-        return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    Ok((stream, answer.split_off(end)))
 }
 
-/// Where the head ends and the tunnel begins (RFC 9112 §2.1).
-fn end_of_head(answer: &[u8]) -> Option<usize> {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
-    Some(end + 4)
+/// The status of a whole head and where the tunnel begins; nothing while there is more to come.
+fn parse_head(answer: &[u8]) -> io::Result<Option<(u16, usize)>> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    let parsed = response.parse(answer).map_err(io::Error::other)?;
+    Ok(match parsed {
+        httparse::Status::Complete(end) => Some((response.code.unwrap_or_default(), end)),
+        httparse::Status::Partial => None,
+    })
 }
 
 #[cfg(test)]
@@ -213,8 +220,9 @@ mod tests {
     #[test]
     fn what_follows_the_head_is_of_the_tunnel() {
         let answer = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nSSH-2.0-x\r\n\r\n";
-        let end = end_of_head(answer).unwrap();
-        assert_eq!(&answer[end..], b"SSH-2.0-x\r\n\r\n");
-        assert_eq!(end_of_head(b"HTTP/1.1 200 OK\r\nA: b\r\n\r"), None);
+        let (status, end) = parse_head(answer).unwrap().unwrap();
+        assert_eq!((status, &answer[end..]), (200, &b"SSH-2.0-x\r\n\r\n"[..]));
+        assert_eq!(parse_head(b"HTTP/1.1 403 Forbidden\r\nA: b\r\n\r").unwrap(), None);
+        assert!(parse_head(b"SSH-2.0-x\r\n").is_err());
     }
 }

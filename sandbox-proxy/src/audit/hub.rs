@@ -40,7 +40,9 @@ struct Lately {
 impl Hub {
     /// `secrets` are those that no record may hold.
     pub(crate) fn new(sandbox: SandboxId, sinks: Vec<Arc<dyn AuditSink>>, secrets: Arc<Secrets>) -> Self {
-        let (all, counted) = sinks.into_iter().partition(|sink| sink.takes_every_attempt());
+        let (all, counted) = sinks
+            .into_iter()
+            .partition(|sink| sink.takes_every_attempt() && holds("audit-every-attempt"));
         Self {
             sandbox,
             all,

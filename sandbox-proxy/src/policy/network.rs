@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address;
+use crate::defence::holds;
 
 /// Addresses that share their first bits. IPv4 and IPv6 never share a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,13 +26,18 @@ impl Network {
 
     /// Its first and last address as numbers.
     pub(super) fn ends(self) -> (u128, u128) {
+        let bits = if holds("network-prefix") {
+            u32::from(self.bits)
+        } else {
+            u32::from(self.bits).saturating_sub(1)
+        };
         match self.address {
             IpAddr::V4(first) => {
-                let rest = u32::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                let rest = u32::MAX.checked_shr(bits).unwrap_or(0);
                 (first.to_bits().into(), (first.to_bits() | rest).into())
             }
             IpAddr::V6(first) => {
-                let rest = u128::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
+                let rest = u128::MAX.checked_shr(bits).unwrap_or(0);
                 (first.to_bits(), first.to_bits() | rest)
             }
         }

@@ -60,11 +60,22 @@ impl Inner {
         request: Option<RequestLine<'_>>,
     ) -> Result<Admission, Refusal> {
         self.check_records()?;
-        // The defence is that nothing stands here: a look-up before the decision carries data out.
+        // The defence is that nothing stands here: a look-up or a connection before the decision carries data out, and
+        // certificates are only for what may be read.
         if !defence::holds("name-before-look-up")
             && let Host::Name(name) = host
         {
             let _told_anyway = self.names.lookup(name, ()).await;
+        }
+        if !defence::holds("decision-before-dial")
+            && let Host::Name(name) = host
+            && let Ok((addresses, ())) = self.names.lookup(name, ()).await
+            && let Some(address) = addresses.first()
+        {
+            let _told_anyway = tokio::net::TcpStream::connect((*address, port)).await;
+        }
+        if !defence::holds("decision-before-mint") {
+            let _minted_anyway = self.ca.server(host, false);
         }
         let attempt = |policy: Arc<dyn Policy>| Asked {
             policy,

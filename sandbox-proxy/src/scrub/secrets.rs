@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sandbox_core::credential::{Credential, ExposeSecret, SecretString};
 
 use super::patterns::Patterns;
+use crate::defence::holds;
 
 /// How many values of one service are recognised: after a rotation, a host may still know the one before. Bounds
 /// the memory of a source that gives a new value each time.
@@ -59,6 +60,9 @@ impl Secrets {
                 && let Some(oldest) = recent.secrets.iter().position(|(of, _)| of == service)
             {
                 recent.secrets.remove(oldest);
+            }
+            if !holds("old-secrets") {
+                recent.secrets.retain(|(of, _)| of != service);
             }
             recent.secrets.push((Arc::clone(service), secret.clone()));
             grown = true;

@@ -1,9 +1,11 @@
 //! A service bound to the source of its credential.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
@@ -223,19 +225,22 @@ impl Bound {
         let _turn = self.fetches.acquire().await.ok();
         // A panic in it is the fault of a source of the user's own, and no reason to drop the guest's stream.
         let mut fetched = pin!(self.source.fetch(&request));
-        let asked = poll_fn(
+        poll_fn(
             |cx| match catch_unwind(AssertUnwindSafe(|| fetched.as_mut().poll(cx))) {
-                Ok(polled) => polled.map(Some),
+                Ok(polled) => polled,
                 Err(panic) if !holds("source-panics") => std::panic::resume_unwind(panic),
-                Err(_) => std::task::Poll::Ready(None),
+                Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
             },
-        );
-        match asked.await {
-            Some(issued) => issued,
-            None => Err(CredentialError::Failed {
-                source_name: "the credential's source".to_owned(),
-                cause: "it panicked".into(),
-            }),
-        }
+        )
+        .await
+    }
+}
+
+/// What is said of a source that panics: not its words, which may hold the secret.
+fn panicked(panic: &(dyn Any + Send)) -> CredentialError {
+    let words = panic.downcast_ref::<String>().filter(|_| !holds("panic-text"));
+    CredentialError::Failed {
+        source_name: "the credential's source".to_owned(),
+        cause: words.map_or("it panicked", String::as_str).into(),
     }
 }

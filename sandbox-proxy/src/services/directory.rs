@@ -160,7 +160,11 @@ impl Directory {
             let child = self.children.get(parent).filter(|_| depth == 0);
             child.into_iter().chain(self.descendants.get(parent))
         });
-        self.exact.get(host).into_iter().chain(wild)
+        let all = [&self.children, &self.descendants]
+            .into_iter()
+            .flat_map(HashMap::values);
+        let of_others = self.exact.values().chain(all).filter(|_| !holds("bound-host"));
+        self.exact.get(host).into_iter().chain(wild).chain(of_others)
     }
 
     fn entries(&mut self, hosts: &Hosts) -> &mut Vec<Entry> {

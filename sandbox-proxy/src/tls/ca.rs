@@ -212,6 +212,11 @@ impl Keys {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after) = validity(CA_LIFETIME, SystemTime::now());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        // The defence is that nothing stands here: keys are in memory alone.
+        #[cfg(feature = "mutants")]
+        if !holds("authority-in-memory") {
+            let _ = std::fs::write(std::env::temp_dir().join("authority.key"), key.serialize_der());
+        }
         Ok(Self {
             issuer: CertifiedIssuer::self_signed(params, key)?,
             leaf: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,

@@ -6,7 +6,7 @@ use std::process::Output;
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 use sandbox_proxy::keep_memory_private;
 
-use crate::support::{inner_half, told};
+use crate::support::{Running, Upstream, assert_passes, inner_half, told};
 
 /// Runs an inner half that may dump as much as it likes, in a directory of its own.
 fn run(test: &str, first: &str) -> (Output, tempfile::TempDir) {
@@ -53,5 +53,48 @@ fn memory_is_locked_where_that_is_allowed_and_goes_on_growing_where_it_is_not() 
         let stdout = String::from_utf8_lossy(&output.stdout);
         let passed = output.status.success() && stdout.contains("1 passed");
         assert!(passed, "{limit}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn keys_of_the_authority_are_in_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut inner = inner_half(module_path!(), "authority_at_work", "", "works");
+    inner.current_dir(&directory);
+    inner.envs(["HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"].map(|name| (name, directory.path())));
+    assert_passes(inner);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+}
+
+/// The inner half of the test above: does nothing in a process of its own right.
+#[tokio::test]
+async fn authority_at_work() {
+    if told().is_none() {
+        return;
+    }
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let response = running.get(&upstream.at("api.test"), "/").await;
+    assert_eq!(response.status(), 200);
+    // Nor in one that has no name any more.
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let Ok(file) = std::fs::metadata(entry.path()) else {
+            continue;
+        };
+        let info = std::fs::read_to_string(std::path::Path::new("/proc/self/fdinfo").join(entry.file_name()));
+        let flags = info.ok().and_then(|info| {
+            let flags = info
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))?
+                .trim()
+                .to_owned();
+            u32::from_str_radix(&flags, 8).ok()
+        });
+        let is_written = flags.is_some_and(|flags| flags & 3 != 0);
+        assert!(
+            !(file.is_file() && is_written),
+            "{:?}",
+            std::fs::read_link(entry.path())
+        );
     }
 }

@@ -278,8 +278,9 @@ async fn policy_that_inspects_is_asked_for_each_request() {
     })
     .await;
     let at = upstream.at("api.test");
-    assert_eq!(running.get(&at, "/public/x").await.status(), StatusCode::OK);
     let denied = running.get(&at, "/private").await;
+    assert_eq!(upstream.connections(), 0, "nothing is dialled before a yes");
+    assert_eq!(running.get(&at, "/public/x").await.status(), StatusCode::OK);
     assert_eq!(denied.status(), StatusCode::FORBIDDEN);
     assert!(text(&denied).contains("read only"));
     let mut client = running.h2(&at).await;

@@ -184,7 +184,7 @@ impl Names {
             }
         }
         if let Some(parent) = parent.of(&self.mentioned)
-            && left.is_one_label()
+            && (left.is_one_label() || !defence::holds("wildcard-depth"))
         {
             visit(parent.child);
         }

@@ -3,6 +3,7 @@
 use std::collections::BinaryHeap;
 
 use super::Rank;
+use crate::defence::holds;
 
 /// Ranges of ports, each with the highest rank in it.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +31,10 @@ impl Ports {
             while let Some((_, last, rank)) = coming.next_if(|&(first, ..)| first <= start) {
                 open.push((rank, last));
             }
-            while open.peek().is_some_and(|&(_, last)| last < start) {
+            while open
+                .peek()
+                .is_some_and(|&(_, last)| last < start && holds("port-range-end"))
+            {
                 open.pop();
             }
             let rank = open.peek().map_or(0, |&(rank, _)| rank);
