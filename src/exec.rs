@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox_core::backend::Machine;
+use sandbox_core::backend::{Machine, MachineExit};
 use sandbox_core::command::{CommandSpec, ExitStatus, Input, Output, Process, Stdin, User};
 use sandbox_core::sandbox::ExecError;
 use sandbox_core::stream::BoxStream;
@@ -33,7 +33,7 @@ const READ_BYTES: usize = wire::MAX_CHUNK + 1024;
 pub(crate) async fn spawn(
     stream: BoxStream,
     command: CommandSpec,
-    machine: Arc<dyn Machine>,
+    machine: Weak<dyn Machine>,
 ) -> Result<Box<dyn Process>, ExecError> {
     let stdin_piped = command.stdin == Stdin::Piped;
     let limit = command.timeout.map(|limit| limit.saturating_add(TIMEOUT_GRACE));
@@ -321,7 +321,7 @@ async fn drive_within(
     limit: Option<Duration>,
     stream: BoxStream,
     shared: Arc<Shared>,
-    machine: Arc<dyn Machine>,
+    machine: Weak<dyn Machine>,
 ) {
     let driven = drive(stream, Arc::clone(&shared), machine);
     let Some(limit) = limit else {
@@ -337,7 +337,7 @@ async fn drive_within(
 
 /// Carries bytes between the stream and the state until everything was said, or the stream breaks. Reads and
 /// writes at the same time: two peers that only wrote would wait for each other for ever.
-async fn drive(stream: BoxStream, shared: Arc<Shared>, machine: Arc<dyn Machine>) {
+async fn drive(stream: BoxStream, shared: Arc<Shared>, machine: Weak<dyn Machine>) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut buffer = vec![0; READ_BYTES];
     let lost = loop {
@@ -369,7 +369,11 @@ async fn drive(stream: BoxStream, shared: Arc<Shared>, machine: Arc<dyn Machine>
     if let Some(mut lost) = lost {
         tracing::debug!(?lost, "a command's stream was lost");
         if let Lost::Stream(why) = lost {
-            lost = Lost::Stream(why_lost(machine.as_ref(), why).await);
+            lost = Lost::Stream(match machine.upgrade() {
+                Some(machine) => why_lost(machine.as_ref(), why).await,
+                // The sandbox's handle was dropped. A command that is held on to must not hold the machine.
+                None => MachineExit::Killed.to_string(),
+            });
         }
         shared.lock().lose(lost);
     }
@@ -541,7 +545,7 @@ impl AsyncWrite for InputEnd {
 mod tests {
     use sandbox_protocol::frame;
 
-    use sandbox_core::backend::{MachineError, MachineExit};
+    use sandbox_core::backend::MachineError;
 
     use super::*;
 
@@ -593,14 +597,17 @@ mod tests {
     }
 
     /// How a command ends whose guest does this with its stream.
-    async fn lost(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, machine: Ended) -> Lost {
+    async fn lost(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        machine: Weak<dyn Machine>,
+    ) -> Lost {
         let side = HostSide::new(wire::Spawn::new(["sleep"])).unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(side)),
             changed: Notify::new(),
         });
         let limit = Some(Duration::from_millis(20));
-        drive_within(limit, Box::new(stream), Arc::clone(&shared), Arc::new(machine)).await;
+        drive_within(limit, Box::new(stream), Arc::clone(&shared), machine).await;
         match shared.lock().started.take() {
             Some(Started::Lost(lost)) => lost,
             _ => panic!("it is not lost"),
@@ -610,18 +617,31 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_ignores_a_time_limit_is_not_waited_for() {
         let (ours, _theirs) = tokio::io::duplex(64 << 10);
-        assert!(matches!(lost(ours, Ended(None)).await, Lost::Violation(_)));
+        let machine: Arc<dyn Machine> = Arc::new(Ended(None));
+        let watched = async {
+            tokio::task::yield_now().await;
+            Arc::strong_count(&machine)
+        };
+        let (lost, owners) = tokio::join!(lost(ours, Arc::downgrade(&machine)), watched);
+        assert!(matches!(lost, Lost::Violation(_)));
+        assert_eq!(owners, 1, "a command that runs holds no machine");
     }
 
     #[tokio::test]
     async fn a_stream_that_breaks_with_its_machine_says_how_the_machine_ended() {
-        let (ours, _) = tokio::io::duplex(64 << 10);
         let why = "triple fault".to_owned();
         let exit = MachineExit::GuestFault { why };
-        let lost = lost(ours, Ended(Some(exit.clone()))).await;
-        assert!(
-            matches!(&lost, Lost::Stream(why) if *why == exit.to_string()),
-            "{lost:?}"
-        );
+        let machine: Arc<dyn Machine> = Arc::new(Ended(Some(exit.clone())));
+        let kept = Arc::downgrade(&machine);
+        // Nor does whoever runs a command keep the machine when its owner has dropped it.
+        for (owner, exit) in [(Some(machine), exit), (None, MachineExit::Killed)] {
+            let (ours, _) = tokio::io::duplex(64 << 10);
+            let lost = lost(ours, kept.clone()).await;
+            assert!(
+                matches!(&lost, Lost::Stream(why) if *why == exit.to_string()),
+                "{lost:?}"
+            );
+            drop(owner);
+        }
     }
 }

@@ -179,7 +179,7 @@ impl sandbox_core::sandbox::Sandbox for Sandbox {
                 });
             }
         };
-        crate::exec::spawn(stream, command, Arc::clone(&self.machine)).await
+        crate::exec::spawn(stream, command, Arc::downgrade(&self.machine)).await
     }
 
     async fn shutdown(&self) -> Result<(), ExecError> {

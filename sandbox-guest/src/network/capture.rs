@@ -49,7 +49,7 @@ impl Capture {
         })
     }
 
-    /// Starts it, unless it has started: the guests of interpreted hosts would pay for it with a second of their boot.
+    /// Starts it, unless it has started: the guests of interpreted hosts would pay for it with a part of their boot.
     /// Whether it runs. Where it cannot, names would only make programs wait for what they cannot reach.
     pub(super) async fn is_started(&self) -> bool {
         let start = async {
@@ -113,7 +113,7 @@ async fn listen(address: IpAddr) -> Result<TcpListener, Failed> {
         .map_err(Failed::when("listen for connections to synthetic addresses"))
 }
 
-async fn capture(guest: &Guest, connection: TcpStream) -> io::Result<()> {
+async fn capture(guest: &Guest, mut connection: TcpStream) -> io::Result<()> {
     // Steered to this listener, it still bears the address that the program meant.
     let meant = connection.local_addr()?;
     let asking = async {
@@ -130,7 +130,6 @@ async fn capture(guest: &Guest, connection: TcpStream) -> io::Result<()> {
     };
     match asked {
         Ok((stream, early)) => {
-            let mut connection = connection;
             connection.write_all(&early).await?;
             relay::carry(connection, stream).await
         }

@@ -356,6 +356,15 @@ mod tests {
         (sender, far)
     }
 
+    async fn connection_h2() -> (Http2, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
+            .await
+            .unwrap();
+        tokio::spawn(driven);
+        (Http2::new(sender, &Arc::default()), far)
+    }
+
     fn key(host: &str, service: Option<&str>) -> Key {
         Key {
             tls: false,
@@ -454,12 +463,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connection_with_something_under_way_makes_no_room() {
         let pool = Pool::default();
-        let (near, _far_h2) = tokio::io::duplex(64 << 10);
-        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
-            .await
-            .unwrap();
-        tokio::spawn(driven);
-        let h2 = Http2::new(sender, &Arc::default());
+        let (h2, _far_h2) = connection_h2().await;
         let busy = pool.connections(key("busy.test", None));
         let response = Checkin::h2(&h2);
         busy.put(Sender::H2(h2));
@@ -478,12 +482,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connection_is_let_go_of_in_time_though_something_is_under_way() {
-        let (near, _far) = tokio::io::duplex(64 << 10);
-        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
-            .await
-            .unwrap();
-        tokio::spawn(driven);
-        let h2 = Http2::new(sender, &Arc::default());
+        let (h2, _far) = connection_h2().await;
         let connections = Arc::<Connections>::default();
         let _response = Checkin::h2(&h2);
         connections.put(Sender::H2(h2));
