@@ -4,9 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use sandbox::core::audit::{AuditDecision, AuditKind};
+use sandbox::core::policy::{Approval, Approver, Question};
 use sandbox::{Event, Output, Rules, Sandbox, Size, User};
 use stand_in::StandIn;
 
@@ -29,17 +34,25 @@ struct Captured {
     sandbox: Sandbox,
     api: StandIn,
     key: String,
+    /// Of the server that speaks first.
     port: u16,
+    /// Another one of its host, allowed as well, on which nobody listens.
+    silent: u16,
 }
 
 async fn captured(name: &str) -> Captured {
     let key = random_key();
     let api = StandIn::start(API, &key).await.unwrap();
     let port = speaks_first();
+    // Free a moment ago.
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent = nobody.local_addr().unwrap().port();
+    drop(nobody);
     let sandbox = with_api(&fresh_directory(name), &api, &key)
         .policy(
             api_rules(&api)
                 .allow(&format!("{DB}:{port} special-ranges"))
+                .allow(&format!("{DB}:{silent} special-ranges"))
                 .deny(&long_name()),
         )
         .resolve(DB, Ipv4Addr::LOCALHOST.into())
@@ -51,6 +64,7 @@ async fn captured(name: &str) -> Captured {
         api,
         key,
         port,
+        silent,
     }
 }
 
@@ -169,10 +183,10 @@ except socket.gaierror as error: print(error.errno == socket.EAI_NONAME)"
 }
 
 #[test]
-fn other_ports_other_addresses_and_datagrams_lead_nowhere() {
+fn other_ports_other_addresses_and_datagrams_are_refused() {
     run(async {
         let captured = captured("bare-elsewhere").await;
-        let port = captured.port;
+        let (port, silent) = (captured.port, captured.silent);
         let said = captured
             .python(&format!(
                 "
@@ -190,17 +204,123 @@ print(outcome(socket.SOCK_STREAM, (db, {port})))
 everywhere = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 everywhere.bind(('0.0.0.0', {port}))
 print(outcome(socket.SOCK_STREAM, (db, {port} + 1)))
+print(outcome(socket.SOCK_STREAM, (db, {silent})))
 print(outcome(socket.SOCK_STREAM, ('198.19.7.7', {port})))
+print(outcome(socket.SOCK_STREAM, ('198.18.0.0', {port})))
 print(outcome(socket.SOCK_DGRAM, (db, {port})))
 print(outcome(socket.SOCK_STREAM, ('1.1.1.1', 443)))
 print(outcome(socket.SOCK_DGRAM, ('1.1.1.1', 53)))"
             ))
             .await;
-        let reset = "ConnectionResetError";
         let refused = "ConnectionRefusedError";
         let banner = format!("b'{}'", BANNER.escape_default());
-        let expected = format!("{banner}\n{reset}\n{reset}\n{refused}\nunreachable\nunreachable\n");
+        let expected = format!(
+            "{banner}\n{refused}\n{refused}\n{refused}\n{refused}\n{refused}\nunreachable\nunreachable\n"
+        );
         assert_eq!(said, expected);
+    });
+}
+
+/// Thinks for so long, and then says yes.
+#[derive(Debug)]
+struct Person {
+    thinks: Duration,
+    asked: Mutex<Vec<Question>>,
+    /// How often it was not waited for.
+    left_alone: AtomicUsize,
+}
+
+impl Person {
+    fn who_thinks(thinks: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            thinks,
+            asked: Mutex::default(),
+            left_alone: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// As the builder wants it.
+#[derive(Debug)]
+struct Asked(Arc<Person>);
+
+#[async_trait]
+impl Approver for Asked {
+    async fn approve(&self, question: Question) -> Approval {
+        /// Counts unless it is forgotten.
+        struct Waited<'a>(&'a AtomicUsize);
+        impl Drop for Waited<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        self.0.asked.lock().unwrap().push(question);
+        let waited = Waited(&self.0.left_alone);
+        tokio::time::sleep(self.0.thinks).await;
+        std::mem::forget(waited);
+        Approval::allow()
+    }
+}
+
+/// A sandbox whose person is asked about the server that speaks first, and that server's port.
+async fn asking(name: &str, person: &Arc<Person>) -> (Sandbox, u16) {
+    let port = speaks_first();
+    let sandbox = Sandbox::builder()
+        .workspace(fresh_directory(name))
+        .memory(Size::mib(256))
+        .policy(Rules::locked_down().ask(&format!("{DB}:{port} special-ranges")))
+        .approver(Asked(Arc::clone(person)))
+        .resolve(DB, Ipv4Addr::LOCALHOST.into())
+        .launch()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    (sandbox, port)
+}
+
+async fn connect(sandbox: &Sandbox, port: u16, patience: u32) -> String {
+    let program = format!(
+        "
+import socket
+try: print(socket.create_connection(('{DB}', {port}), timeout={patience}).recv(100))
+except TimeoutError: print('gave up')"
+    );
+    let output = sandbox.command("python3").args(["-c", &program]).output().await;
+    let output = output.unwrap_or_else(|error| panic!("{error}"));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_connection_waits_for_its_answer_and_is_asked_for_once() {
+    run(async {
+        // So long that the program's kernel repeats itself.
+        let person = Person::who_thinks(Duration::from_secs(4));
+        let (sandbox, port) = asking("captured-answer", &person).await;
+        let said = connect(&sandbox, port, 120).await;
+        assert_eq!(said, format!("b'{}'\n", BANNER.escape_default()));
+        let asked = person.asked.lock().unwrap();
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|asked| (asked.host.to_string(), asked.port))
+            .collect();
+        assert_eq!(asked, [(DB.to_owned(), port)]);
+    });
+}
+
+#[test]
+fn nobody_is_asked_any_longer_for_a_program_that_has_given_up() {
+    run(async {
+        let person = Person::who_thinks(Duration::from_secs(3600));
+        let (sandbox, port) = asking("captured-given-up", &person).await;
+        assert_eq!(connect(&sandbox, port, 2).await, "gave up\n");
+        let questions = person.asked.lock().unwrap().len();
+        assert!(questions > 0);
+        for _ in 0..300 {
+            if person.left_alone.load(Relaxed) == questions {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{questions} asked, and still waiting");
     });
 }
 

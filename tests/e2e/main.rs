@@ -13,6 +13,7 @@ mod backends;
 mod capture;
 mod core;
 mod credentials;
+mod database;
 mod examples;
 mod exec;
 mod faults;

@@ -23,7 +23,7 @@ use crate::{
 const CORE: &str = "core";
 
 /// Programs that tests run on this machine, as peers of the proxy, as its keychain, and in sandboxes that are processes.
-const PEERS: [&str; 15] = [
+const PEERS: [&str; 16] = [
     "bind9-dnsutils",
     "curl",
     "dbus-daemon",
@@ -35,6 +35,7 @@ const PEERS: [&str; 15] = [
     "microsocks",
     "openssh-client",
     "openssl",
+    "postgresql",
     "python3",
     "python3-botocore",
     "python3-requests",

@@ -1,12 +1,14 @@
 //! Connections of programs that know no proxy: each to a synthetic address is asked for at the egress proxy, with
 //! `CONNECT` to that very address and port. The host knows which name it stands for.
 //!
-//! The kernel has completed the connection by then, so one that is denied is reset, and not refused.
+//! The program's first segment waits for the answer ([`Door`]): a connection stands if the host has it, and is refused if
+//! not.
 
 use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsFd,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -15,11 +17,17 @@ use std::{
 use sandbox_protocol::{EGRESS_PORT, SYNTHETIC_V4, SYNTHETIC_V6};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{OnceCell, Semaphore},
+    net::TcpStream,
+    sync::{OnceCell, Semaphore, oneshot},
+    time::{Instant, sleep_until, timeout},
 };
 
-use super::{accept, relay, route, steer::Steering};
+use super::{
+    door::Door,
+    relay, route,
+    steer::Steering,
+    syn::{Flow, Syn},
+};
 use crate::{Guest, diagnostics, diagnostics::Failed, transport::Stream};
 
 /// The longest head of an answer. The proxy's are a few hundred bytes; a refusal's document is not read.
@@ -28,9 +36,11 @@ const MAX_HEAD: usize = 16 << 10;
 /// Fields of such a head: more than the proxy has.
 const MAX_FIELDS: usize = 32;
 
-/// How long the host may still take when the program has closed its half. One that is gone is told from one that has
-/// nothing to say by nothing else, and what it asked for must not be kept for it, where people are asked for minutes.
-const PATIENCE_OF_THE_SILENT: Duration = Duration::from_secs(5);
+/// A program's first wait before it repeats itself (RFC 6298 §2.1).
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// For a program's kernel to finish a connection that was let in: it is the same kernel.
+const STANDING_TIME: Duration = Duration::from_secs(5);
 
 /// What takes connections to synthetic addresses, once somebody asks for a name.
 pub(super) struct Capture {
@@ -67,33 +77,36 @@ impl Capture {
 
 /// Makes synthetic addresses the guest's own, and starts taking connections to them.
 async fn start(guest: &Rc<Guest>, most: usize) -> Result<(), Failed> {
-    let mut listeners = vec![listen(Ipv4Addr::LOCALHOST.into()).await?];
-    // A kernel without IPv6 has no such address, and needs none.
-    listeners.extend(listen(Ipv6Addr::LOCALHOST.into()).await.ok());
     let mut steering = Steering::new()?;
-    for listener in &listeners {
-        let v6 = listener.local_addr().is_ok_and(|address| address.is_ipv6());
-        steering.add(listener.as_fd(), v6)?;
+    let mut doors = Vec::new();
+    for v6 in [false, true] {
         let (network, prefix) = if v6 {
             (IpAddr::V6(SYNTHETIC_V6.0), SYNTHETIC_V6.1)
         } else {
             (IpAddr::V4(SYNTHETIC_V4.0), SYNTHETIC_V4.1)
         };
-        route::add_local(network, prefix)?;
+        match route::add_local(network, prefix).and_then(|()| Door::open(v6)) {
+            Ok(door) => {
+                steering.add(door.listener(), v6)?;
+                doors.push(door);
+            }
+            // A kernel without IPv6 has no such addresses, and needs none.
+            Err(_) if v6 => {}
+            Err(error) => return Err(error),
+        }
     }
     steering.begin()?;
     leave_echo_requests_unanswered();
     let slots = Arc::new(Semaphore::new(most));
-    for listener in listeners {
-        let guest = Rc::clone(guest);
-        let capture = move |connection| {
-            let guest = Rc::clone(&guest);
-            async move {
-                // Either end's error has already reached the other as a reset or an end.
-                let _ = capture(&guest, connection).await;
-            }
-        };
-        tokio::task::spawn_local(accept(listener, Arc::clone(&slots), capture));
+    for door in doors {
+        let entrance = Rc::new(Entrance {
+            guest: Rc::clone(guest),
+            door,
+            slots: Arc::clone(&slots),
+            waiting: RefCell::default(),
+        });
+        tokio::task::spawn_local(Rc::clone(&entrance).ask_for_arrivals());
+        tokio::task::spawn_local(entrance.hand_out_connections());
     }
     Ok(())
 }
@@ -107,58 +120,140 @@ fn leave_echo_requests_unanswered() {
     }
 }
 
-async fn listen(address: IpAddr) -> Result<TcpListener, Failed> {
-    TcpListener::bind((address, 0))
-        .await
-        .map_err(Failed::when("listen for connections to synthetic addresses"))
+/// What arrives for one family, and who waits there.
+struct Entrance {
+    guest: Rc<Guest>,
+    door: Door,
+    /// Places of connections, from their first segment to their end.
+    slots: Arc<Semaphore>,
+    /// Those whose connection does not stand yet.
+    waiting: RefCell<HashMap<Flow, Waiting>>,
 }
 
-async fn capture(guest: &Guest, mut connection: TcpStream) -> io::Result<()> {
-    // Steered to this listener, it still bears the address that the program meant.
-    let meant = connection.local_addr()?;
-    let asking = async {
-        // Whoever finds the listener itself finds nothing.
-        if is_synthetic(meant.ip()) {
-            ask(guest, meant).await
-        } else {
-            Err(io::ErrorKind::ConnectionRefused.into())
+/// A program that waits for its connection.
+struct Waiting {
+    heard: Rc<Heard>,
+    connection: oneshot::Sender<TcpStream>,
+}
+
+impl Entrance {
+    async fn ask_for_arrivals(self: Rc<Self>) {
+        loop {
+            let syn = self.door.arrival().await;
+            if let Some(waiting) = self.waiting.borrow().get(&syn.flow()) {
+                waiting.heard.again();
+                continue;
+            }
+            // Where there is no place the program waits: it will repeat itself.
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                continue;
+            };
+            let heard = Rc::new(Heard::now());
+            let (connection, stands) = oneshot::channel();
+            let waiting = Waiting {
+                heard: Rc::clone(&heard),
+                connection,
+            };
+            self.waiting.borrow_mut().insert(syn.flow(), waiting);
+            let entrance = Rc::clone(&self);
+            tokio::task::spawn_local(async move {
+                // Either end's error has already reached the other as a refusal, a reset or an end.
+                let _ = entrance.serve(&syn, &heard, stands).await;
+                drop(slot);
+            });
         }
-    };
-    let asked = tokio::select! {
-        asked = asking => asked,
-        () = gone(&connection) => Err(io::ErrorKind::ConnectionAborted.into()),
-    };
-    match asked {
-        Ok((stream, early)) => {
-            connection.write_all(&early).await?;
-            relay::carry(connection, stream).await
+    }
+
+    async fn hand_out_connections(self: Rc<Self>) {
+        loop {
+            match self.door.accept().await {
+                Ok((connection, from)) => {
+                    let waiting = connection
+                        .local_addr()
+                        .ok()
+                        .and_then(|to| self.waiting.borrow_mut().remove(&Flow::new(from, to)));
+                    let unclaimed = match waiting {
+                        Some(waiting) => waiting.connection.send(connection).err(),
+                        None => Some(connection),
+                    };
+                    if let Some(connection) = unclaimed {
+                        // The program sees a reset, not an orderly end.
+                        let _ = connection.set_zero_linger();
+                    }
+                }
+                Err(_) => {
+                    // Out of descriptors, or the client is gone. Give others time to finish.
+                    tokio::time::sleep(crate::exec::ACCEPT_PAUSE).await;
+                }
+            }
         }
-        Err(error) => {
-            // The client sees a reset, not an orderly end.
-            connection.set_zero_linger()?;
-            Err(error)
+    }
+
+    /// Sees one connection through, from its first segment to its end.
+    async fn serve(&self, syn: &Syn, heard: &Heard, stands: oneshot::Receiver<TcpStream>) -> io::Result<()> {
+        let granted = self.grant(syn, heard, stands).await;
+        // Unless it stands, in which case whoever has these ends now is another.
+        if granted.is_err() {
+            self.waiting.borrow_mut().remove(&syn.flow());
+        }
+        let (mut connection, stream, early) = granted?;
+        connection.write_all(&early).await?;
+        relay::carry(connection, stream).await
+    }
+
+    async fn grant(
+        &self,
+        syn: &Syn,
+        heard: &Heard,
+        stands: oneshot::Receiver<TcpStream>,
+    ) -> io::Result<(TcpStream, Stream, Vec<u8>)> {
+        let asked = tokio::select! {
+            asked = ask(&self.guest, syn.flow().to()) => asked,
+            () = heard.no_more() => return Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        let (stream, early) = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.door.refuse(syn)?;
+                return Err(error);
+            }
+        };
+        self.door.let_in(syn)?;
+        match timeout(STANDING_TIME, stands).await {
+            Ok(Ok(connection)) => Ok((connection, stream, early)),
+            _ => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
 }
 
-/// Ends some time after the program has closed its half without a word, or at once when the connection breaks.
-async fn gone(connection: &TcpStream) {
-    match connection.peek(&mut [0]).await {
-        Ok(0) => tokio::time::sleep(PATIENCE_OF_THE_SILENT).await,
-        Ok(_) => std::future::pending().await,
-        Err(_) => {}
-    }
+/// When a program was last heard that waits for its connection. One that still waits repeats itself, after twice as long
+/// each time (RFC 6298 §5.5); nothing else tells it from one that has gone away, for which no question is to be kept.
+struct Heard {
+    last: Cell<Instant>,
+    wait: Cell<Duration>,
 }
 
-fn is_synthetic(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            let (network, prefix) = SYNTHETIC_V4;
-            (address.to_bits() ^ network.to_bits()) >> (32 - prefix) == 0
+impl Heard {
+    fn now() -> Self {
+        Self {
+            last: Cell::new(Instant::now()),
+            wait: Cell::new(FIRST_WAIT),
         }
-        IpAddr::V6(address) => {
-            let (network, prefix) = SYNTHETIC_V6;
-            (address.to_bits() ^ network.to_bits()) >> (128 - prefix) == 0
+    }
+
+    fn again(&self) {
+        let now = Instant::now();
+        self.wait.set(FIRST_WAIT.max(now - self.last.replace(now)));
+    }
+
+    /// Ends when it has been silent for longer than one that waits would be.
+    async fn no_more(&self) {
+        loop {
+            let silent = self.last.get() + self.wait.get() * 3;
+            if silent <= Instant::now() {
+                return;
+            }
+            sleep_until(silent).await;
         }
     }
 }
@@ -200,20 +295,26 @@ fn parse_head(answer: &[u8]) -> io::Result<Option<(u16, usize)>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn addresses_outside_the_two_networks_are_nobodys() {
-        for inside in ["198.18.0.0", "198.19.255.255", "fd53:4e44:4258::c612:1"] {
-            assert!(is_synthetic(inside.parse().unwrap()), "{inside}");
+    #[tokio::test(start_paused = true)]
+    async fn who_repeats_itself_as_those_who_wait_do_is_heard_until_it_stops() {
+        let heard = Heard::now();
+        let begun = Instant::now();
+        let repeat = async {
+            for wait in [1, 1, 2, 4, 8, 16] {
+                tokio::time::sleep(Duration::from_secs(wait)).await;
+                heard.again();
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = heard.no_more() => {}
+            () = repeat => {}
         }
-        for outside in [
-            "127.0.0.1",
-            "198.17.255.255",
-            "198.20.0.0",
-            "::1",
-            "fd53:4e44:4258::1:0:0",
-        ] {
-            assert!(!is_synthetic(outside.parse().unwrap()), "{outside}");
-        }
+        assert_eq!(begun.elapsed().as_secs(), 32 + 48);
+        let silent = Heard::now();
+        let begun = Instant::now();
+        silent.no_more().await;
+        assert_eq!(begun.elapsed().as_secs(), 3);
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //!
 //! Programs that know a proxy find one ([`relay`]). For all others names resolve ([`dns`]) to addresses that stand for
 //! them, and connections to such an address reach the proxy as well ([`capture`]): every address of the two synthetic
-//! networks is one of loopback ([`route`]), and the kernel gives each new connection to them to the agent ([`steer`]).
+//! networks is one of loopback ([`route`]), the kernel gives each new connection to them to the agent ([`steer`]), and a
+//! connection stands when the host has it ([`door`]).
 //!
 //! Nothing is decided here; the host does.
 
 mod capture;
 mod dns;
+mod door;
 mod relay;
 mod route;
 mod steer;
+mod syn;
 
 use std::{future::Future, rc::Rc, sync::Arc};
 
