@@ -295,6 +295,7 @@ fn a_connection_waits_for_its_answer_and_is_asked_for_once() {
         // So long that the program's kernel repeats itself.
         let person = Person::who_thinks(Duration::from_secs(4));
         let (sandbox, port) = asking("captured-answer", &person).await;
+        let mut events = sandbox.events();
         let said = connect(&sandbox, port, 120).await;
         assert_eq!(said, format!("b'{}'\n", BANNER.escape_default()));
         let asked = person.asked.lock().unwrap();
@@ -303,6 +304,16 @@ fn a_connection_waits_for_its_answer_and_is_asked_for_once() {
             .map(|asked| (asked.host.to_string(), asked.port))
             .collect();
         assert_eq!(asked, [(DB.to_owned(), port)]);
+        drop(sandbox);
+        let mut tunnels = 0;
+        while let Ok(event) = events.recv().await {
+            if let Event::Attempt(attempt) = event
+                && attempt.kind == AuditKind::Tunnel
+            {
+                tunnels += 1;
+            }
+        }
+        assert_eq!(tunnels, 1, "questions alike are one to the person");
     });
 }
 
@@ -321,6 +332,39 @@ fn nobody_is_asked_any_longer_for_a_program_that_has_given_up() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("{questions} asked, and still waiting");
+    });
+}
+
+#[test]
+fn no_program_can_pose_as_a_host() {
+    run(async {
+        let captured = captured("captured-pose").await;
+        let port = captured.port;
+        let said = captured
+            .python(&format!(
+                "
+import socket
+def bind(family, address, kind=socket.SOCK_STREAM, free=None):
+    s = socket.socket(family, kind)
+    if free: s.setsockopt(*free, 1)
+    try: s.bind((address, 8443)); return 'bound'
+    except PermissionError: return 'denied'
+v4, v6 = socket.AF_INET, socket.AF_INET6
+# Where nobody has asked for a name, too: addresses can be guessed.
+for _ in range(2):
+    print(bind(v4, '198.18.0.2'), bind(v4, '198.19.255.255', socket.SOCK_DGRAM, (socket.IPPROTO_IP, 15)))
+    print(bind(v6, '::ffff:198.18.0.2'), bind(v6, 'fd53:4e44:4258::c612:2', free=(socket.IPPROTO_IPV6, 78)))
+    print(bind(v4, '127.0.0.1'), bind(v4, '0.0.0.0'), bind(v6, '::1'), bind(v6, '::ffff:127.0.0.1'), bind(v6, '::'))
+    db = socket.create_connection(('{DB}', {port}))
+# The port of a connection is anybody's to listen on.
+listener = socket.socket()
+listener.bind(('0.0.0.0', {port}))
+listener.listen()
+print(db.recv(3))"
+            ))
+            .await;
+        let each = "denied denied\ndenied denied\nbound bound bound bound bound\n";
+        assert_eq!(said, format!("{each}{each}b'SSH'\n"));
     });
 }
 

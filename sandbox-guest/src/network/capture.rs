@@ -18,7 +18,7 @@ use sandbox_protocol::{EGRESS_PORT, SYNTHETIC_V4, SYNTHETIC_V6};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{OnceCell, Semaphore, oneshot},
+    sync::{Notify, OnceCell, Semaphore, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -39,8 +39,24 @@ const MAX_FIELDS: usize = 32;
 /// A program's first wait before it repeats itself (RFC 6298 §2.1).
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// For a program's kernel to finish a connection that was let in: it is the same kernel.
-const STANDING_TIME: Duration = Duration::from_secs(5);
+/// How long a program is taken to wait that was heard once: what was heard need not be the first that it said, so that the
+/// next may take long.
+const FIRST_PATIENCE: Duration = Duration::from_secs(40);
+
+/// The longest that one is waited for whom nothing more is heard of.
+const MAX_PATIENCE: Duration = Duration::from_secs(120);
+
+/// For a program's kernel to finish a connection that was let in: it is the same kernel. One whose program has gone away
+/// holds a place so long.
+const STANDING_TIME: Duration = Duration::from_secs(2);
+
+/// New connections in [`PACE_TIME`]; whoever comes after them repeats itself. A program that connects without end leaves
+/// the agent time for the others.
+const PACE: u32 = 64;
+const PACE_TIME: Duration = Duration::from_millis(100);
+
+/// The host's answer that it cannot now (RFC 9110 §15.6.4).
+const BUSY: u16 = 503;
 
 /// What takes connections to synthetic addresses, once somebody asks for a name.
 pub(super) struct Capture {
@@ -91,7 +107,7 @@ async fn start(guest: &Rc<Guest>, most: usize) -> Result<(), Failed> {
                 doors.push(door);
             }
             // A kernel without IPv6 has no such addresses, and needs none.
-            Err(_) if v6 => {}
+            Err(_) if v6 && !super::has_v6() => {}
             Err(error) => return Err(error),
         }
     }
@@ -138,27 +154,35 @@ struct Waiting {
 
 impl Entrance {
     async fn ask_for_arrivals(self: Rc<Self>) {
+        let mut pace = Pace::default();
         loop {
             let syn = self.door.arrival().await;
             if let Some(waiting) = self.waiting.borrow().get(&syn.flow()) {
-                waiting.heard.again();
+                if waiting.heard.again(syn) {
+                    // It has not got through, or is of another program with the same ends.
+                    let _ = self.door.let_in(&waiting.heard.latest.borrow());
+                }
                 continue;
             }
             // Where there is no place the program waits: it will repeat itself.
+            if !pace.allows() {
+                continue;
+            }
             let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 continue;
             };
-            let heard = Rc::new(Heard::now());
             let (connection, stands) = oneshot::channel();
+            let flow = syn.flow();
+            let heard = Rc::new(Heard::first(syn));
             let waiting = Waiting {
                 heard: Rc::clone(&heard),
                 connection,
             };
-            self.waiting.borrow_mut().insert(syn.flow(), waiting);
+            self.waiting.borrow_mut().insert(flow, waiting);
             let entrance = Rc::clone(&self);
             tokio::task::spawn_local(async move {
                 // Either end's error has already reached the other as a refusal, a reset or an end.
-                let _ = entrance.serve(&syn, &heard, stands).await;
+                let _ = entrance.serve(flow, &heard, stands).await;
                 drop(slot);
             });
         }
@@ -190,11 +214,11 @@ impl Entrance {
     }
 
     /// Sees one connection through, from its first segment to its end.
-    async fn serve(&self, syn: &Syn, heard: &Heard, stands: oneshot::Receiver<TcpStream>) -> io::Result<()> {
-        let granted = self.grant(syn, heard, stands).await;
+    async fn serve(&self, flow: Flow, heard: &Heard, stands: oneshot::Receiver<TcpStream>) -> io::Result<()> {
+        let granted = self.grant(flow, heard, stands).await;
         // Unless it stands, in which case whoever has these ends now is another.
         if granted.is_err() {
-            self.waiting.borrow_mut().remove(&syn.flow());
+            self.waiting.borrow_mut().remove(&flow);
         }
         let (mut connection, stream, early) = granted?;
         connection.write_all(&early).await?;
@@ -203,22 +227,26 @@ impl Entrance {
 
     async fn grant(
         &self,
-        syn: &Syn,
+        flow: Flow,
         heard: &Heard,
         stands: oneshot::Receiver<TcpStream>,
     ) -> io::Result<(TcpStream, Stream, Vec<u8>)> {
         let asked = tokio::select! {
-            asked = ask(&self.guest, syn.flow().to()) => asked,
+            asked = ask(&self.guest, flow.to()) => asked,
             () = heard.no_more() => return Err(io::ErrorKind::ConnectionAborted.into()),
         };
         let (stream, early) = match asked {
             Ok(answer) => answer,
             Err(error) => {
-                self.door.refuse(syn)?;
+                // Whatever is no answer passes, as being busy does: a program that waits will repeat itself.
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    self.door.refuse(&heard.latest.borrow())?;
+                }
                 return Err(error);
             }
         };
-        self.door.let_in(syn)?;
+        heard.is_let_in.set(true);
+        self.door.let_in(&heard.latest.borrow())?;
         match timeout(STANDING_TIME, stands).await {
             Ok(Ok(connection)) => Ok((connection, stream, early)),
             _ => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -226,41 +254,77 @@ impl Entrance {
     }
 }
 
-/// When a program was last heard that waits for its connection. One that still waits repeats itself, after twice as long
-/// each time (RFC 6298 §5.5); nothing else tells it from one that has gone away, for which no question is to be kept.
+/// What was heard of a program that waits for its connection. One that still waits repeats itself, after up to twice as
+/// long each time (RFC 6298 §5.5); nothing else tells it from one that has gone away, for which no question is to be kept.
 struct Heard {
-    last: Cell<Instant>,
-    wait: Cell<Duration>,
+    /// The last first segment: another program may have come by the ends of one that has gone away.
+    latest: RefCell<Syn>,
+    at: Cell<Instant>,
+    patience: Cell<Duration>,
+    once_more: Notify,
+    is_let_in: Cell<bool>,
 }
 
 impl Heard {
-    fn now() -> Self {
+    fn first(syn: Syn) -> Self {
         Self {
-            last: Cell::new(Instant::now()),
-            wait: Cell::new(FIRST_WAIT),
+            latest: RefCell::new(syn),
+            at: Cell::new(Instant::now()),
+            patience: Cell::new(FIRST_PATIENCE),
+            once_more: Notify::new(),
+            is_let_in: Cell::new(false),
         }
     }
 
-    fn again(&self) {
+    /// Notes that it was heard once more, and gives whether it may come in already.
+    fn again(&self, syn: Syn) -> bool {
         let now = Instant::now();
-        self.wait.set(FIRST_WAIT.max(now - self.last.replace(now)));
+        let wait = FIRST_WAIT.max(now - self.at.replace(now));
+        self.patience.set(MAX_PATIENCE.min(wait * 3));
+        self.latest.replace(syn);
+        self.once_more.notify_one();
+        self.is_let_in.get()
     }
 
     /// Ends when it has been silent for longer than one that waits would be.
     async fn no_more(&self) {
         loop {
-            let silent = self.last.get() + self.wait.get() * 3;
-            if silent <= Instant::now() {
-                return;
+            let silent = self.at.get() + self.patience.get();
+            tokio::select! {
+                () = sleep_until(silent) => return,
+                () = self.once_more.notified() => {}
             }
-            sleep_until(silent).await;
         }
     }
 }
 
-/// A stream on which the host has connected to what the address stands for, and what already came from there.
+/// How many came lately.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    came: u32,
+}
+
+impl Pace {
+    fn allows(&mut self) -> bool {
+        let now = Instant::now();
+        if self.since.is_none_or(|since| now - since >= PACE_TIME) {
+            *self = Self {
+                since: Some(now),
+                came: 0,
+            };
+        }
+        self.came = self.came.saturating_add(1);
+        self.came <= PACE
+    }
+}
+
+/// A stream on which the host has connected to what the address stands for, and what already came from there. That the host
+/// says no is `ConnectionRefused`, and nothing else is.
 async fn ask(guest: &Guest, meant: SocketAddr) -> io::Result<(Stream, Vec<u8>)> {
-    let mut stream = guest.transport.connect(EGRESS_PORT).await?;
+    // Its own refusal is none of the host's about the target.
+    let connected = guest.transport.connect(EGRESS_PORT).await;
+    let mut stream = connected.map_err(|_| io::ErrorKind::NotConnected)?;
     let request = format!("CONNECT {meant} HTTP/1.1\r\nHost: {meant}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(1024);
@@ -268,6 +332,7 @@ async fn ask(guest: &Guest, meant: SocketAddr) -> io::Result<(Stream, Vec<u8>)> 
         if let Some((status, end)) = parse_head(&answer)? {
             return match status {
                 200 => Ok((stream, answer.split_off(end))),
+                BUSY => Err(io::ErrorKind::ResourceBusy.into()),
                 _ => Err(io::ErrorKind::ConnectionRefused.into()),
             };
         }
@@ -295,14 +360,20 @@ fn parse_head(answer: &[u8]) -> io::Result<Option<(u16, usize)>> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn who_repeats_itself_as_those_who_wait_do_is_heard_until_it_stops() {
-        let heard = Heard::now();
-        let begun = Instant::now();
+    fn syn() -> Syn {
+        let packet = etherparse::PacketBuilder::ipv4([127, 0, 0, 1], [198, 18, 0, 1], 64);
+        let mut bytes = Vec::new();
+        packet.tcp(1, 2, 3, 4).syn().write(&mut bytes, &[]).unwrap();
+        Syn::parse(&bytes).unwrap()
+    }
+
+    /// How long one is waited for that repeats itself after each of these seconds, and then no more.
+    async fn waited_for(waits: &[u64]) -> u64 {
+        let (heard, begun) = (Heard::first(syn()), Instant::now());
         let repeat = async {
-            for wait in [1, 1, 2, 4, 8, 16] {
-                tokio::time::sleep(Duration::from_secs(wait)).await;
-                heard.again();
+            for wait in waits {
+                tokio::time::sleep(Duration::from_secs(*wait)).await;
+                heard.again(syn());
             }
             std::future::pending::<()>().await;
         };
@@ -310,11 +381,35 @@ mod tests {
             () = heard.no_more() => {}
             () = repeat => {}
         }
-        assert_eq!(begun.elapsed().as_secs(), 32 + 48);
-        let silent = Heard::now();
-        let begun = Instant::now();
-        silent.no_more().await;
-        assert_eq!(begun.elapsed().as_secs(), 3);
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_repeats_itself_as_those_who_wait_do_is_heard_until_it_stops() {
+        assert_eq!(waited_for(&[1, 1, 2, 4, 8, 16]).await, 32 + 48);
+        assert_eq!(waited_for(&[1]).await, 1 + 3);
+        // Heard late, so that it is silent for longer than those who have just begun.
+        assert_eq!(waited_for(&[8, 16, 32]).await, 56 + 96);
+        assert_eq!(waited_for(&[]).await, 40);
+        // Nobody draws it out.
+        assert_eq!(waited_for(&[39, 110]).await, 39 + 110 + 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pace_holds_over_time() {
+        let mut pace = Pace::default();
+        for _ in 0..3 {
+            assert_eq!((0..1000).filter(|_| pace.allows()).count(), PACE as usize);
+            tokio::time::sleep(PACE_TIME).await;
+        }
+    }
+
+    #[test]
+    fn what_was_said_last_is_what_is_let_in() {
+        let heard = Heard::first(syn());
+        assert!(!heard.again(syn()), "nothing is decided");
+        heard.is_let_in.set(true);
+        assert!(heard.again(syn()));
     }
 
     #[test]

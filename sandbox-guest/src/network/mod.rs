@@ -3,13 +3,15 @@
 //! Programs that know a proxy find one ([`relay`]). For all others names resolve ([`dns`]) to addresses that stand for
 //! them, and connections to such an address reach the proxy as well ([`capture`]): every address of the two synthetic
 //! networks is one of loopback ([`route`]), the kernel gives each new connection to them to the agent ([`steer`]), and a
-//! connection stands when the host has it ([`door`]).
+//! connection stands when the host has it ([`door`]). No program can take such an address for its own ([`guard`]).
 //!
 //! Nothing is decided here; the host does.
 
+mod bpf;
 mod capture;
 mod dns;
 mod door;
+mod guard;
 mod relay;
 mod route;
 mod steer;
@@ -24,10 +26,13 @@ use tokio::{
 };
 
 use self::capture::Capture;
-use crate::{Guest, diagnostics::Failed};
+use crate::{
+    Guest,
+    diagnostics::{self, Failed},
+};
 
-/// Connections carried at once of those to the proxy, and of those to synthetic addresses; further ones wait in their
-/// listener's backlog. With [`relay::BUFFER`] bounds the agent's memory for them to 16 MiB, and its descriptors.
+/// Connections carried at once of those to the proxy, and of those to synthetic addresses; further ones wait: in their
+/// listener's backlog, or by repeating themselves. With [`relay::BUFFER`] bounds the agent's memory for them to 16 MiB, and its descriptors.
 const MAX_CONNECTIONS: usize = 256;
 
 /// Starts what `configure` asks for, and gives the loopback port of the proxy.
@@ -38,9 +43,16 @@ pub(crate) async fn start(guest: &Rc<Guest>, configure: &Configure) -> Result<Op
     let port = relay::start(guest, MAX_CONNECTIONS).await?;
     // An ordinary process must leave the machine's names and routes alone.
     if guest.options.is_machine() {
-        dns::start(guest, Capture::new(guest, MAX_CONNECTIONS)).await?;
+        match guard::begin() {
+            Ok(()) => dns::start(guest, Capture::new(guest, MAX_CONNECTIONS)).await?,
+            Err(error) => diagnostics::say(&format!("names are not resolved: {error}")),
+        }
     }
     Ok(Some(port))
+}
+
+fn has_v6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 /// Serves each connection of a listener, as many at once as there are slots.

@@ -13,19 +13,20 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use sandbox_protocol::{SYNTHETIC_V4, SYNTHETIC_V6};
+use sandbox_protocol::SYNTHETIC_V6;
 
+use super::bpf::{
+    self, ADD_IMMEDIATE, AND_IMMEDIATE, CALL, EXIT, Instruction, JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT,
+    JUMP_IF_NOT_U32, LOAD_MAP, LOAD_U32, MOVE, MOVE_IMMEDIATE, PSEUDO_MAP, STORE_U32, instruction, word,
+};
 use crate::diagnostics::Failed;
 
 /// Commands of bpf(2).
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_LINK_CREATE: libc::c_int = 28;
 
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
@@ -53,7 +54,7 @@ impl Steering {
             max_entries: 2,
         };
         // SAFETY: this command's attributes have no pointers.
-        let listeners = unsafe { bpf_opens(BPF_MAP_CREATE, &attributes) }
+        let listeners = unsafe { bpf::opens(BPF_MAP_CREATE, &attributes) }
             .map_err(Failed::when("make a map of sockets"))?;
         Ok(Self { listeners, v6: false })
     }
@@ -70,7 +71,7 @@ impl Steering {
             flags: 0,
         };
         // SAFETY: `key` and `value` are of the map's sizes, and outlive the call.
-        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }
+        unsafe { bpf::call(BPF_MAP_UPDATE_ELEM, &attributes) }
             .map(drop)
             .map_err(Failed::when("put a listener into a map of sockets"))
     }
@@ -78,80 +79,13 @@ impl Steering {
     /// Has the kernel ask from now on until the machine ends.
     pub(super) fn begin(self) -> Result<(), Failed> {
         let code = program(self.listeners.as_fd(), self.v6);
-        let mut name = [0; 16];
-        for (place, byte) in name.iter_mut().zip(b"sandbox_capture") {
-            *place = *byte;
-        }
-        let load = ProgramLoad {
-            program_type: BPF_PROG_TYPE_SK_LOOKUP,
-            count: code.len() as u32,
-            code: code.as_ptr() as u64,
-            license: c"Apache-2.0".as_ptr() as u64,
-            log_level: 0,
-            log_size: 0,
-            log: 0,
-            kernel_version: 0,
-            flags: 0,
-            name,
-            interface: 0,
-            attach_type: BPF_SK_LOOKUP,
-        };
-        // SAFETY: `code` has as many instructions as `count` says, the licence ends with a zero, and both outlive the call.
-        let program = unsafe { bpf_opens(BPF_PROG_LOAD, &load) }
+        let program = bpf::load(BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, b"sandbox_capture", &code)
             .map_err(Failed::when("load the program that steers"))?;
         let what = "steer connections";
         let namespace = File::open("/proc/self/ns/net").map_err(Failed::when(what))?;
-        let link = LinkCreate {
-            program: program.as_raw_fd(),
-            target: namespace.as_raw_fd(),
-            attach_type: BPF_SK_LOOKUP,
-            flags: 0,
-        };
-        // SAFETY: this command's attributes have no pointers.
-        let link = unsafe { bpf_opens(BPF_LINK_CREATE, &link) }.map_err(Failed::when(what))?;
-        // The program stays as long as the link is open: as long as the agent runs, and with it the machine.
-        std::mem::forget(link);
-        Ok(())
+        bpf::attach(&program, namespace.as_fd(), BPF_SK_LOOKUP).map_err(Failed::when(what))
     }
 }
-
-/// An instruction (RFC 9669 §3).
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Instruction {
-    opcode: u8,
-    /// Destination in the lower four bits, source in the upper.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const fn instruction(opcode: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        opcode,
-        registers: from << 4 | to,
-        offset,
-        immediate,
-    }
-}
-
-/// Opcodes (RFC 9669 §4, §5).
-const LOAD_U32: u8 = 0x61;
-const STORE_U32: u8 = 0x63;
-const LOAD_MAP: u8 = 0x18;
-const MOVE: u8 = 0xbf;
-const MOVE_IMMEDIATE: u8 = 0xb7;
-const ADD_IMMEDIATE: u8 = 0x07;
-const AND_IMMEDIATE: u8 = 0x57;
-const JUMP: u8 = 0x05;
-const JUMP_IF_EQUAL: u8 = 0x15;
-const JUMP_IF_NOT: u8 = 0x55;
-/// Compares the lower 32 bits: no sign is extended into those of an address.
-const JUMP_IF_NOT_U32: u8 = 0x56;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-/// Says that the immediate of [`LOAD_MAP`] is a map's descriptor.
-const PSEUDO_MAP: u8 = 1;
 
 /// Helper functions of the kernel.
 const MAP_LOOKUP_ELEM: i32 = 1;
@@ -165,15 +99,7 @@ const LOCAL_IP4: i16 = 40;
 const LOCAL_IP6: i16 = 44;
 
 fn program(listeners: BorrowedFd<'_>, with_v6: bool) -> Vec<Instruction> {
-    // Addresses are in memory as on the wire, and loaded as the machine orders bytes.
-    let word = |octets: &[u8], index: usize| {
-        let octets = octets
-            .get(index * 4..index * 4 + 4)
-            .and_then(|octets| octets.try_into().ok());
-        i32::from_ne_bytes(octets.unwrap_or_default())
-    };
-    let v4 = word(&SYNTHETIC_V4.0.octets(), 0);
-    let v4_mask = i32::from_ne_bytes((u32::MAX << (32 - SYNTHETIC_V4.1)).to_be_bytes());
+    let (v4, v4_mask) = bpf::v4_network();
     let v6 = SYNTHETIC_V6.0.octets();
     // r6 is the context, r8 the listener's place in the map, r9 the protocol.
     let of_v4 = [
@@ -257,55 +183,6 @@ struct MapUpdate {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-#[repr(C)]
-struct ProgramLoad {
-    program_type: u32,
-    count: u32,
-    code: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    attach_type: u32,
-}
-
-#[repr(C)]
-struct LinkCreate {
-    program: libc::c_int,
-    target: libc::c_int,
-    attach_type: u32,
-    flags: u32,
-}
-
-/// bpf(2) for commands that give a descriptor.
-///
-/// # Safety
-/// As [`bpf`], and the command is one that gives a new descriptor.
-unsafe fn bpf_opens<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
-    let descriptor = unsafe { bpf(command, attributes) }?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// bpf(2).
-///
-/// # Safety
-/// `T` is laid out as `union bpf_attr` is for this command, and what its pointers lead to is as the command expects it
-/// until the call returns.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: reads as many bytes as the length says, which `attributes` has; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
-    match libc::c_int::try_from(result) {
-        Ok(result @ 0..) => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

@@ -158,6 +158,10 @@ impl Record {
         });
     }
 
+    pub(crate) fn bytes_out(&self) -> u64 {
+        self.bytes_out.load(Relaxed)
+    }
+
     pub(crate) fn add_out(&self, bytes: usize) {
         self.bytes_out.fetch_add(bytes as u64, Relaxed);
     }

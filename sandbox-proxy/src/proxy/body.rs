@@ -1,5 +1,6 @@
 //! Bodies on their way through: counted, scrubbed, never collected.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,11 +9,11 @@ use aws_lc_rs::digest::Digest;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::message;
 use super::pool::Checkin;
+use super::{limits, message};
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::Scrubber;
@@ -30,6 +31,19 @@ pub(crate) struct RequestBody {
     record: Arc<Record>,
     /// The service it goes to, if any: trailers are one more place for a credential of the client's own.
     service: Option<Arc<Bound>>,
+    /// Whether the client asks first whether it is wanted (RFC 9110 §10.1.1): it is told so when this is first read.
+    asks_first: bool,
+    /// Until upstream wants it.
+    gate: Option<Gate>,
+}
+
+/// Keeps a body from being read until upstream wants it, or has said nothing for a while.
+struct Gate(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gate")
+    }
 }
 
 /// How a body from the guest goes on.
@@ -60,7 +74,27 @@ impl RequestBody {
             source: Source::Client(incoming),
             record,
             service,
+            asks_first: false,
+            gate: None,
         }
+    }
+
+    /// The same of a client that may ask first whether it is wanted.
+    pub(crate) fn asking_first(self, asks_first: bool) -> Self {
+        Self { asks_first, ..self }
+    }
+
+    /// If the client asks first, keeps its body from being read until what is given back is notified, or upstream has had
+    /// its time. A body that was read already is sent at once.
+    pub(crate) fn wait_for_upstream(&mut self) -> Option<Arc<Notify>> {
+        if !self.asks_first || matches!(self.source, Source::Whole(_)) {
+            return None;
+        }
+        let wanted = Arc::<Notify>::default();
+        let notified = Arc::clone(&wanted);
+        let until = async move { drop(timeout(limits::CONTINUE_TIME, notified.notified()).await) };
+        self.gate = Some(Gate(Box::pin(until)));
+        Some(wanted)
     }
 
     /// Waits for all of it and gives its SHA-256.
@@ -119,6 +153,10 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(Gate(until)) = &mut this.gate {
+            ready!(until.as_mut().poll(cx));
+            this.gate = None;
+        }
         let (record, service) = (&this.record, this.service.as_ref());
         let polled = match &mut this.source {
             Source::Client(incoming) => {

@@ -1,11 +1,12 @@
 //! One request and its response, wherever the stream is read: check, ask, clean, inject, send, scrub.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::SET_COOKIE;
+use http::header::{EXPECT, SET_COOKIE};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use sandbox_core::credential::CredentialError;
@@ -16,7 +17,7 @@ use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
 use super::message::{self, Coded};
-use super::pool::{Checkin, Connections, Sender};
+use super::pool::{Checkin, Lane, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
@@ -26,7 +27,7 @@ use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::coding::Decoder;
 use crate::scrub::{Framing, Scrubber};
-use crate::services::bound::{Bound, BoundError, ToSign};
+use crate::services::bound::{Bound, BoundError, CredentialId, ToSign};
 use crate::services::inject::Injected;
 use crate::services::sign::SignError;
 use crate::services::{CredentialReason, Explanation, issued};
@@ -122,15 +123,16 @@ async fn exchange(
     } else {
         route
     };
+    let asks_first = message::asks_first(&parts);
     message::clean_request(&mut parts);
-    let (service, to_sign) = inject(inner, route, &mut parts, record).await?;
+    let (service, to_sign, credential) = inject(inner, route, &mut parts, record).await?;
     let issuer = route
         .service
         .as_ref()
         .and_then(|managed| managed.issuer(parts.uri.path()));
-    let connections = match service {
-        None if route.service.is_some() => route.own_connections(inner),
-        _ => Arc::clone(&route.connections),
+    let lane = match credential {
+        None if route.service.is_some() => route.own_connections(inner).lane(None),
+        credential => route.connections.lane(credential),
     };
     let is_alone = message::signs_connection_in(&parts.headers) && holds("pool-sign-in");
     if route.scrubbing != Scrubbing::Never {
@@ -138,14 +140,14 @@ async fn exchange(
         message::make_scrubbable(&mut parts.headers, whole, route.compressed);
     }
     let is_managed = service.is_some();
-    let mut body = RequestBody::new(incoming, Arc::clone(record), service);
+    let mut body = RequestBody::new(incoming, Arc::clone(record), service).asking_first(asks_first);
     if let Some(signing) = to_sign {
         let signed = signing.apply(&mut parts, body, &route.host_header, SystemTime::now());
         body = Box::pin(signed).await.map_err(unsigned)?;
     }
     let request = Request::from_parts(parts, body);
     let (mut response, mut checkin) = match websocket {
-        Some(asked) => match Box::pin(asked.send(inner, route, &connections, request)).await? {
+        Some(asked) => match Box::pin(asked.send(inner, route, &lane, request)).await? {
             Opened::Switched(mut response, under_way) => {
                 keep_session(&mut response, is_managed);
                 let held = (permit, under_way);
@@ -159,7 +161,7 @@ async fn exchange(
         },
         None => {
             let offer = if is_alone { Offer::Alone } else { Offer::Any };
-            let answered = send(inner, route, &connections, request, offer).await?;
+            let answered = send(inner, route, &lane, request, offer, record).await?;
             if route.forward.is_some() && answered.0.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
                 return Err(chain::refused(answered.0.status()));
             }
@@ -229,21 +231,21 @@ async fn note_tokens(
 }
 
 /// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
-/// the request's trailers, too, and what the request is to be signed with.
+/// the request's trailers, too, what the request is to be signed with, and which credential it goes out with.
 async fn inject(
     inner: &Inner,
     route: &Route,
     parts: &mut Parts,
     record: &Record,
-) -> Result<(Option<Arc<Bound>>, ToSign), Refusal> {
+) -> Result<(Option<Arc<Bound>>, ToSign, Option<CredentialId>), Refusal> {
     let Some(managed) = &route.service else {
-        return Ok((None, None));
+        return Ok((None, None, None));
     };
     let bound = &managed.bound;
     let mut told = managed.explain(parts.uri.path());
     if !managed.is_site() {
         explain(route, record, told);
-        return Ok((None, None));
+        return Ok((None, None, None));
     }
     let endpoint = managed.endpoint(parts.uri.path());
     let target = (&route.host, route.port);
@@ -252,16 +254,16 @@ async fn inject(
         bound.inject(parts, endpoint, target, &inner.sandbox, &inner.secrets),
     );
     let result = match injected.await {
-        Ok(Ok((injected, to_sign))) => {
-            match injected {
+        Ok(Ok(put)) => {
+            match put.injected {
                 Injected::Managed => record.credential(&bound.name),
                 Injected::Own => told.reason = CredentialReason::ClientsOwn,
                 Injected::NotIssued => told.reason = CredentialReason::NotIssued,
                 Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
                 Injected::Issued | Injected::NotHere => {}
             }
-            let has_say = (injected != Injected::Own).then(|| Arc::clone(bound));
-            Ok((has_say, to_sign))
+            let has_say = (put.injected != Injected::Own).then(|| Arc::clone(bound));
+            Ok((has_say, put.to_sign, put.credential))
         }
         Ok(Err(error)) => {
             // Which file or command of the host it is, is no business of the guest.
@@ -319,15 +321,15 @@ pub(super) fn explain(route: &Route, record: &Record, why: Explanation) {
 async fn send(
     inner: &Inner,
     route: &Arc<Route>,
-    connections: &Arc<Connections>,
+    lane: &Lane,
     request: Request<RequestBody>,
     offer: Offer,
+    record: &Record,
 ) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
     let (mut parts, mut body) = request.into_parts();
-    let time = limits::at_most(limits::RESPONSE_TIME, holds("response-time"));
     for attempt in 1.. {
         let waiting = match offer {
-            Offer::Any if attempt < SEND_ATTEMPTS => connections.checkout().await,
+            Offer::Any if attempt < SEND_ATTEMPTS => lane.checkout().await,
             _ => None,
         };
         let (sender, is_new) = match waiting {
@@ -338,24 +340,27 @@ async fn send(
             Sender::H1(_) => message::target_h1(&mut parts, route),
             Sender::H2(_) => message::target_h2(&mut parts, route),
         }
-        let request = Request::from_parts(parts, body);
+        let mut request = Request::from_parts(parts, body);
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
-                let result = timeout(time, h1.try_send_request(request)).await;
-                (result, Some(Checkin::h1(connections, h1)))
+                ask_first(&mut request);
+                let result = in_time(record, h1.try_send_request(request)).await;
+                (result, Some(Checkin::h1(lane, h1)))
             }
             Sender::H2(mut h2) => {
+                // From an attempt before this one.
+                request.headers_mut().remove(EXPECT);
                 if is_new {
-                    connections.put(pool::Sender::H2(h2.clone()));
+                    lane.put(pool::Sender::H2(h2.clone()));
                 }
-                let result = timeout(time, h2.requests.try_send_request(request)).await;
+                let result = in_time(record, h2.requests.try_send_request(request)).await;
                 (result, Some(Checkin::h2(&h2)))
             }
         };
         let mut failure = match result {
-            Ok(Ok(response)) => return Ok((response, checkin)),
-            Ok(Err(failure)) => failure,
-            Err(_) => {
+            Some(Ok(response)) => return Ok((response, checkin)),
+            Some(Err(failure)) => failure,
+            None => {
                 return Err(Refusal::timeout(
                     "http_response_timeout",
                     "upstream did not answer in time",
@@ -375,6 +380,35 @@ async fn send(
         }
     }
     Err(Refusal::internal("no connection to send on"))
+}
+
+/// Asks upstream, over HTTP/1.1, whether it wants the body of a client that asks first. Over HTTP/2 hyper hears no interim
+/// answer.
+fn ask_first(request: &mut Request<RequestBody>) {
+    if let Some(wanted) = request.body_mut().wait_for_upstream() {
+        let headers = request.headers_mut();
+        headers.insert(EXPECT, HeaderValue::from_static(message::CONTINUE));
+        hyper::ext::on_informational(request, move |interim| {
+            if interim.status() == StatusCode::CONTINUE {
+                wanted.notify_one();
+            }
+        });
+    }
+}
+
+/// Waits for the head of a response as long as one may take, from when the request's body last moved. `None` is that
+/// none came.
+async fn in_time<T>(record: &Record, response: impl Future<Output = T>) -> Option<T> {
+    let time = limits::at_most(limits::RESPONSE_TIME, holds("response-time"));
+    let mut response = pin!(response);
+    loop {
+        let sent = record.bytes_out();
+        match timeout(time, response.as_mut()).await {
+            Ok(response) => return Some(response),
+            Err(_) if record.bytes_out() == sent => return None,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Hands a response to the client as it comes.

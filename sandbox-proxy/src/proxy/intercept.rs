@@ -45,7 +45,7 @@ pub(crate) async fn serve(
         None => match inner.connect(&route, upstream, Offer::Any).await {
             Ok(sender) => {
                 let h2 = matches!(sender, super::pool::Sender::H2(_));
-                route.connections.put(sender);
+                route.connections.lane(None).put(sender);
                 h2
             }
             // The first request tries again and is told.

@@ -84,8 +84,11 @@ pub(crate) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const H2_PING_TIME: Duration = Duration::from_secs(20);
 /// For the credential's source.
 pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
-/// For the head of a response. Models think for minutes before the first byte.
+/// For the head of a response, from when the request's body last moved. Models think for minutes before the first byte.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(20 * 60);
+/// For upstream to say that it wants the body of a client that asks first (RFC 9110 §10.1.1): some never say so, and
+/// clients themselves wait no longer.
+pub(crate) const CONTINUE_TIME: Duration = Duration::from_secs(1);
 /// For an approver, unless the builder says otherwise.
 pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(60);
 /// The longest time that a builder takes, a year; what is longer is as good as none. A clock that is moved on by it stays

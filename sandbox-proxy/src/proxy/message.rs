@@ -42,6 +42,9 @@ const DIGESTS: [&str; 4] = ["content-md5", "digest", "content-digest", "repr-dig
 /// Would send the client to a port or protocol that does not exist here.
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 
+/// What a client expects that asks first whether its body is wanted.
+pub(crate) const CONTINUE: &str = "100-continue";
+
 /// Refuses a request that is not for the route's host, or that two parsers could read in two ways.
 pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
     if parts.method == Method::CONNECT && holds("no-connect-inside") {
@@ -117,11 +120,16 @@ pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
     tokens(headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
 }
 
+/// Whether the client asks whether its body is wanted before it sends it (RFC 9110 §10.1.1).
+pub(crate) fn asks_first(parts: &Parts) -> bool {
+    tokens(&parts.headers, &EXPECT).any(|token| token.eq_ignore_ascii_case(CONTINUE))
+}
+
 /// Takes out what is between the client and this proxy alone (RFC 9110 §7.6.1).
 pub(crate) fn clean_request(parts: &mut Parts) {
     let takes_trailers = tokens(&parts.headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     clean(&mut parts.headers);
-    // The proxy asks for the body as soon as upstream takes it, which is what the client waits for.
+    // Said anew to upstreams that can answer it.
     parts.headers.remove(EXPECT);
     if takes_trailers {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::body::RequestBody;
 use super::limits;
 use crate::defence;
+use crate::services::bound::CredentialId;
 
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
 const READY_TIME: Duration = Duration::from_millis(20);
@@ -35,8 +36,8 @@ pub(crate) struct Key {
     pub(crate) port: u16,
     /// What one rule let through to a special range is not for another's.
     pub(crate) permits_special_ranges: bool,
-    /// The service whose credential goes out on it; `None` for what the client sends by itself. Upstreams exist that
-    /// take the first request's word for all that follow.
+    /// The service whose credential goes out on it, one at a time ([`Lane`]); `None` for what the client sends by itself.
+    /// Upstreams exist that take the first request's word for all that follow.
     pub(crate) service: Option<String>,
 }
 
@@ -46,12 +47,22 @@ pub(crate) struct Connections {
     waiting: Mutex<Waiting>,
 }
 
+/// The same for requests with one credential. One that has taken its place goes out on connections of its own: upstream
+/// may go by what the first request on a connection said.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane {
+    connections: Arc<Connections>,
+    credential: Option<CredentialId>,
+}
+
 /// Each with the time since when it waits; an HTTP/2 connection is shared, and waits from when it was last asked
 /// for. Requests under way on it keep it open whatever becomes of it here.
 #[derive(Debug, Default)]
 struct Waiting {
     h1: Vec<(http1::SendRequest<RequestBody>, Instant)>,
     h2: Option<(Http2, Instant)>,
+    /// What those that wait were used with, unless they are new.
+    credential: Option<CredentialId>,
     /// Lets go of what waited too long.
     sweeper: Option<JoinHandle<()>>,
 }
@@ -87,7 +98,7 @@ pub(crate) struct Settings {
 /// A connection that is busy with a response.
 #[derive(Debug)]
 pub(crate) enum Checkin {
-    H1(Arc<Connections>, http1::SendRequest<RequestBody>),
+    H1(Lane, http1::SendRequest<RequestBody>),
     H2 { _under_way: UnderWay },
 }
 
@@ -140,22 +151,29 @@ impl Pool {
         }
     }
 
+    /// The same for connections of HTTP/2 alone. Whether there was one.
+    pub(crate) fn let_go_of_oldest_h2(&self) -> bool {
+        let by_key = self.lock();
+        let oldest = by_key.values().filter_map(|connections| {
+            let mut waiting = connections.lock();
+            waiting.drop_stale();
+            Some((waiting.idle_h2()?, connections))
+        });
+        let oldest = oldest.min_by_key(|(since, _)| *since);
+        oldest.is_some_and(|(_, connections)| connections.lock().h2.take().is_some())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Connections>>> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Connections {
-    /// A connection that waits, if there is one.
-    pub(crate) async fn checkout(&self) -> Option<Sender> {
-        loop {
-            let mut h1 = match self.lock().take(Instant::now())? {
-                Sender::H1(h1) => h1,
-                h2 => return Some(h2),
-            };
-            if h1.is_ready() || matches!(timeout(READY_TIME, h1.ready()).await, Ok(Ok(()))) {
-                return Some(Sender::H1(h1));
-            }
+    /// For requests with this credential, or with none of a service's.
+    pub(crate) fn lane(self: &Arc<Self>, credential: Option<CredentialId>) -> Lane {
+        Lane {
+            connections: Arc::clone(self),
+            credential: credential.filter(|_| defence::holds("pool-rotation")),
         }
     }
 
@@ -167,6 +185,29 @@ impl Connections {
             (Some(_), _) => Some(true),
             (None, false) => Some(false),
             (None, true) => None,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.speaks_h2().is_some()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lane {
+    /// A connection that waits, if there is one.
+    pub(crate) async fn checkout(&self) -> Option<Sender> {
+        loop {
+            let mut h1 = match self.lock().take(Instant::now())? {
+                Sender::H1(h1) => h1,
+                h2 => return Some(h2),
+            };
+            if h1.is_ready() || matches!(timeout(READY_TIME, h1.ready()).await, Ok(Ok(()))) {
+                return Some(Sender::H1(h1));
+            }
         }
     }
 
@@ -182,9 +223,15 @@ impl Connections {
         h2.takes_websockets(READY_TIME).await.then_some(h2)
     }
 
-    /// Takes a new connection. HTTP/2 is shared from now on, HTTP/1.1 waits for its first request.
-    pub(crate) fn put(self: &Arc<Self>, sender: Sender) {
-        let mut waiting = self.lock();
+    /// Takes a connection that is new or was used for requests of this lane. HTTP/2 is shared from now on, HTTP/1.1 waits
+    /// for its next request.
+    pub(crate) fn put(&self, sender: Sender) {
+        let mut waiting = self.connections.lock();
+        if self.credential.is_some() && waiting.credential.is_some_and(|now| Some(now) != self.credential) {
+            // Another credential has taken the place of this one meanwhile.
+            return;
+        }
+        waiting.credential = waiting.credential.or(self.credential);
         match sender {
             Sender::H2(h2) => waiting.h2 = Some((h2, Instant::now())),
             Sender::H1(h1) => {
@@ -199,16 +246,20 @@ impl Connections {
         // One may have ended with the runtime that it was in.
         let is_swept = waiting.sweeper.as_ref().is_some_and(|task| !task.is_finished());
         if !is_swept && !waiting.is_empty() {
-            waiting.sweeper = Some(tokio::spawn(sweep(Arc::downgrade(self))));
+            waiting.sweeper = Some(tokio::spawn(sweep(Arc::downgrade(&self.connections))));
         }
     }
 
-    fn is_open(&self) -> bool {
-        self.speaks_h2().is_some()
-    }
-
+    /// What waits for requests of this lane: what was used with another credential is let go of first.
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut waiting = self.connections.lock();
+        if self.credential.is_some() && waiting.credential != self.credential {
+            if waiting.credential.is_some() {
+                waiting.clear();
+            }
+            waiting.credential = self.credential;
+        }
+        waiting
     }
 }
 
@@ -262,9 +313,14 @@ impl Waiting {
     /// without its sender, and give back no place.
     fn oldest(&self) -> Option<Instant> {
         let h1 = self.h1.iter().map(|(_, since)| *since).min();
-        let h2 = self.h2.iter();
-        let h2 = h2.filter(|(h2, _)| !h2.is_busy() || !defence::holds("pool-busy"));
-        h1.into_iter().chain(h2.map(|(_, since)| *since)).min()
+        h1.into_iter().chain(self.idle_h2()).min()
+    }
+
+    /// Since when the HTTP/2 connection waits, if nothing is under way on it.
+    fn idle_h2(&self) -> Option<Instant> {
+        let h2 = self.h2.as_ref();
+        let idle = h2.filter(|(h2, _)| !h2.is_busy() || !defence::holds("pool-busy"));
+        idle.map(|(_, since)| *since)
     }
 
     fn drop_oldest(&mut self) {
@@ -324,8 +380,8 @@ impl Http2 {
 }
 
 impl Checkin {
-    pub(crate) fn h1(connections: &Arc<Connections>, sender: http1::SendRequest<RequestBody>) -> Self {
-        Self::H1(Arc::clone(connections), sender)
+    pub(crate) fn h1(lane: &Lane, sender: http1::SendRequest<RequestBody>) -> Self {
+        Self::H1(lane.clone(), sender)
     }
 
     pub(crate) fn h2(h2: &Http2) -> Self {
@@ -337,7 +393,7 @@ impl Checkin {
     /// The response has ended as it should: the connection waits for the next request.
     pub(crate) fn done(self) {
         match self {
-            Self::H1(connections, sender) => connections.put(Sender::H1(sender)),
+            Self::H1(lane, sender) => lane.put(Sender::H1(sender)),
             Self::H2 { .. } => {}
         }
     }
@@ -411,7 +467,7 @@ mod tests {
     async fn connections_that_wait_too_long_are_closed_though_nobody_asks() {
         let connections = Arc::<Connections>::default();
         let (sender, mut far) = connection().await;
-        connections.put(Sender::H1(sender));
+        connections.lane(None).put(Sender::H1(sender));
         let mut byte = [0];
         // The clock is the test's: it jumps to whatever comes next, which is the end of the connection.
         let ended = timeout(
@@ -429,9 +485,9 @@ mod tests {
         let (second, _far) = connection().await;
         let one = pool.connections(key("one.test", None));
         let two = pool.connections(key("two.test", None));
-        two.put(Sender::H1(first));
+        two.lane(None).put(Sender::H1(first));
         sleep(std::time::Duration::from_secs(1)).await;
-        one.put(Sender::H1(second));
+        one.lane(None).put(Sender::H1(second));
         pool.let_go_of_oldest();
         assert_eq!(
             tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap(),
@@ -447,12 +503,12 @@ mod tests {
         let pool = Pool::default();
         let (closed, far) = connection().await;
         let one = pool.connections(key("one.test", None));
-        one.put(Sender::H1(closed));
+        one.lane(None).put(Sender::H1(closed));
         drop(far);
         sleep(std::time::Duration::from_secs(1)).await;
         let (open, mut far) = connection().await;
         let two = pool.connections(key("two.test", None));
-        two.put(Sender::H1(open));
+        two.lane(None).put(Sender::H1(open));
         pool.let_go_of_oldest();
         assert_eq!(
             tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap(),
@@ -466,11 +522,11 @@ mod tests {
         let (h2, _far_h2) = connection_h2().await;
         let busy = pool.connections(key("busy.test", None));
         let response = Checkin::h2(&h2);
-        busy.put(Sender::H2(h2));
+        busy.lane(None).put(Sender::H2(h2));
         sleep(std::time::Duration::from_secs(1)).await;
         let (idle, _far) = connection().await;
         let other = pool.connections(key("other.test", None));
-        other.put(Sender::H1(idle));
+        other.lane(None).put(Sender::H1(idle));
         pool.let_go_of_oldest();
         assert!(busy.is_open() && !other.is_open(), "though it waits for longer");
         pool.let_go_of_oldest();
@@ -485,9 +541,30 @@ mod tests {
         let (h2, _far) = connection_h2().await;
         let connections = Arc::<Connections>::default();
         let _response = Checkin::h2(&h2);
-        connections.put(Sender::H2(h2));
+        connections.lane(None).put(Sender::H2(h2));
         sleep(2 * limits::POOL_IDLE_TIME).await;
         let waiting = connections.lock();
         assert!(waiting.is_empty() && waiting.sweeper.is_none());
+    }
+
+    #[tokio::test]
+    async fn connection_that_one_credential_went_out_on_is_not_for_the_next() {
+        let connections = Arc::<Connections>::default();
+        let (old, new) = (CredentialId::of_test(1), CredentialId::of_test(2));
+        let (old, new) = (connections.lane(Some(old)), connections.lane(Some(new)));
+        let (fresh, _far) = connection().await;
+        // Made before anybody knew what it would be for.
+        connections.lane(None).put(Sender::H1(fresh));
+        let used = old.checkout().await.expect("whoever comes first");
+        old.put(used);
+        let under_way = old.checkout().await.expect("what it was used for");
+        let (second, _far) = connection().await;
+        old.put(Sender::H1(second));
+        assert!(new.checkout().await.is_none());
+        old.put(under_way);
+        assert!(new.checkout().await.is_none(), "nor what ends later");
+        let (third, _far) = connection().await;
+        new.put(Sender::H1(third));
+        assert!(new.checkout().await.is_some());
     }
 }

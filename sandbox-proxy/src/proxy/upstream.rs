@@ -128,6 +128,22 @@ impl Inner {
         ))
     }
 
+    /// A place for one more HTTP/2 connection, if there is one or one can be made: a host may speak nothing else.
+    async fn h2_place(&self) -> Option<OwnedSemaphorePermit> {
+        let places = || Arc::clone(&self.h2_upstreams);
+        if let Ok(place) = places().try_acquire_owned() {
+            return Some(place);
+        }
+        if !self.pool.let_go_of_oldest_h2() {
+            return None;
+        }
+        // Given back when its stream is closed, which is a matter of other tasks.
+        timeout(limits::PLACE_PAUSE, places().acquire_owned())
+            .await
+            .ok()?
+            .ok()
+    }
+
     /// A new HTTP connection to an admitted target, over `dialled` if that is given.
     ///
     /// On the heap: most requests need none, and all would have room for it.
@@ -162,7 +178,7 @@ impl Inner {
         };
         let configs = self.clients.configs().await.map_err(|error| tls_fault(&error))?;
         let place = match offer {
-            Offer::Any => Arc::clone(&self.h2_upstreams).try_acquire_owned().ok(),
+            Offer::Any => self.h2_place().await,
             Offer::Http1 | Offer::Alone => None,
         };
         let config = match place {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::http1::{After, AfterSlot, Switched};
-use super::pool::{Checkin, Connections, Http2, Sender, UnderWay};
+use super::pool::{Checkin, Http2, Lane, Sender, UnderWay};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
@@ -83,12 +83,12 @@ impl Asked {
         &self,
         inner: &Inner,
         route: &Arc<Route>,
-        connections: &Arc<Connections>,
+        lane: &Lane,
         request: Request<RequestBody>,
     ) -> Result<Opened, Refusal> {
-        match self.connect(inner, route, connections).await? {
+        match self.connect(inner, route, lane).await? {
             Sender::H2(h2) => self.send_h2(route, request, h2).await,
-            Sender::H1(h1) => self.send_h1(route, connections, request, h1).await,
+            Sender::H1(h1) => self.send_h1(route, lane, request, h1).await,
         }
     }
 
@@ -139,13 +139,8 @@ impl Asked {
 
     /// A connection on which upstream can be asked: one of HTTP/2 that is there and takes WebSockets, else a new one
     /// of HTTP/1.1, else a new one of HTTP/2, for servers that speak nothing else.
-    async fn connect(
-        &self,
-        inner: &Inner,
-        route: &Route,
-        connections: &Arc<Connections>,
-    ) -> Result<Sender, Refusal> {
-        if let Some(h2) = connections.for_websockets().await {
+    async fn connect(&self, inner: &Inner, route: &Route, lane: &Lane) -> Result<Sender, Refusal> {
+        if let Some(h2) = lane.for_websockets().await {
             return Ok(Sender::H2(h2));
         }
         match inner.connect(route, None, Offer::Http1).await {
@@ -156,7 +151,7 @@ impl Asked {
             Sender::H2(h2) => h2,
             h1 => return Ok(h1),
         };
-        connections.put(Sender::H2(h2.clone()));
+        lane.put(Sender::H2(h2.clone()));
         if h2.takes_websockets(SETTINGS_TIME).await {
             return Ok(Sender::H2(h2));
         }
@@ -169,7 +164,7 @@ impl Asked {
     async fn send_h1(
         &self,
         route: &Route,
-        connections: &Arc<Connections>,
+        lane: &Lane,
         request: Request<RequestBody>,
         mut h1: http1::SendRequest<RequestBody>,
     ) -> Result<Opened, Refusal> {
@@ -191,7 +186,7 @@ impl Asked {
                 // To the client this would be a WebSocket.
                 return Err(not_opened());
             }
-            return Ok(Opened::Declined(response, Some(Checkin::h1(connections, h1))));
+            return Ok(Opened::Declined(response, Some(Checkin::h1(lane, h1))));
         }
         // Who switches to something else would have a stream that nobody reads as what it is.
         let is_websocket = message::is_websocket(response.headers())

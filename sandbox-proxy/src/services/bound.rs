@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::future::poll_fn;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use sandbox_core::SandboxId;
-use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource, Issued};
+use sandbox_core::credential::{
+    Credential, CredentialError, CredentialRequest, CredentialSource, ExposeSecret, Issued, SecretString,
+};
 use sandbox_core::host::Host;
 use tokio::sync::Semaphore;
 
@@ -37,6 +40,8 @@ pub(crate) struct Bound {
     /// Where each endpoint's credential goes, in words.
     places: Vec<Arc<str>>,
     fetches: Semaphore,
+    /// Tells credentials apart.
+    keys: RandomState,
     /// For bodies that are collected to be signed.
     room: Arc<Semaphore>,
     /// What the service's own token server gave to the sandbox.
@@ -52,6 +57,37 @@ pub(crate) enum BoundError {
     Inject(#[from] InjectError),
     #[error(transparent)]
     Sign(#[from] SignError),
+}
+
+/// Tells one credential of a service from another, and nothing of either: a hash with keys that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CredentialId(u64);
+
+#[cfg(test)]
+impl CredentialId {
+    pub(crate) fn of_test(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// What was done to a request.
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) injected: Injected,
+    pub(crate) to_sign: ToSign,
+    /// The credential that it goes out with.
+    pub(crate) credential: Option<CredentialId>,
+}
+
+impl Put {
+    /// No credential.
+    fn none(injected: Injected) -> Self {
+        Self {
+            injected,
+            to_sign: None,
+            credential: None,
+        }
+    }
 }
 
 /// A request is to go out with a signature by the source's keys, once nothing else of it changes.
@@ -74,6 +110,7 @@ impl Bound {
             } else {
                 Semaphore::MAX_PERMITS
             }),
+            keys: RandomState::new(),
             room: sign::payload::room(),
             tokens: Tokens::default(),
         }
@@ -99,32 +136,51 @@ impl Bound {
         target: (&Host, u16),
         sandbox: &SandboxId,
         secrets: &Secrets,
-    ) -> Result<(Injected, ToSign), BoundError> {
+    ) -> Result<Put, BoundError> {
         if let Some(Placement::SigV4 { of_aws }) = endpoint.map(|endpoint| &endpoint.placement) {
             places::strip_overrides(&mut parts.headers);
             if self.client_keeps_its_signature(parts)? {
-                return Ok((Injected::Own, None));
+                return Ok(Put::none(Injected::Own));
             }
             let claim = sign::claim(parts, &self.service, target.0, *of_aws)?;
             let issued = self.issue(target, sandbox).await?;
             secrets.remember_all(&self.name, issued.secrets());
+            let credential = Some(self.id(issued.secrets()));
             let signing = Signing::new(claim, issued.credential, Arc::clone(&self.room));
             let kind = || InjectError::Kind(self.service.name().to_owned());
-            return Ok((Injected::Managed, Some(Box::new(signing.ok_or_else(kind)?))));
+            return Ok(Put {
+                injected: Injected::Managed,
+                to_sign: Some(Box::new(signing.ok_or_else(kind)?)),
+                credential,
+            });
         }
         if let Some(injected) = inject::prepare(parts, &self.service, endpoint, &self.tokens)? {
-            return Ok((injected, None));
+            return Ok(Put::none(injected));
         }
         // `prepare` ends requests without an endpoint.
         let Some(endpoint) = endpoint else {
-            return Ok((Injected::NotHere, None));
+            return Ok(Put::none(Injected::NotHere));
         };
         let issued = self.issue(target, sandbox).await?;
         secrets.remember_all(&self.name, &issued.also_secret);
         let credential = inject::shaped(issued.credential, &self.service, endpoint)?;
         secrets.remember(&self.name, &credential);
         inject::replace(parts, &self.service, endpoint, &credential)?;
-        Ok((Injected::Managed, None))
+        Ok(Put {
+            injected: Injected::Managed,
+            to_sign: None,
+            credential: Some(self.id(credential.secrets())),
+        })
+    }
+
+    fn id<'a>(&self, secrets: impl Iterator<Item = &'a SecretString>) -> CredentialId {
+        let mut hasher = self.keys.build_hasher();
+        for secret in secrets {
+            hasher.write(secret.expose_secret().as_bytes());
+            // Where one ends and the next begins.
+            hasher.write_u8(0xff);
+        }
+        CredentialId(hasher.finish())
     }
 
     /// Whether the source gives something now that requests can go out with.

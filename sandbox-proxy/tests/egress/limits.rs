@@ -448,15 +448,15 @@ async fn requests_under_way_over_the_limit_are_refused_and_recorded() {
     panic!("requests that have ended count still");
 }
 
-#[tokio::test]
-async fn http2_connections_to_upstream_over_the_limit_are_made_with_the_older_version() {
+/// One upstream more than there may be HTTP/2 connections to, and a sandbox that may ask them all.
+async fn one_too_many(protocols: &[&str]) -> (Vec<Upstream>, Running) {
     let mut upstreams = Vec::new();
     for _ in 0..17 {
-        upstreams.push(Upstream::tls(&["h2", "http/1.1"]).await);
+        upstreams.push(Upstream::tls(protocols).await);
     }
     let running = Running::start(|builder| {
         let rules = upstreams.iter().fold(Rules::new(), |rules, upstream| {
-            rules.allow(&format!("GET {}/ special-ranges", upstream.at("api.test")))
+            rules.allow(&format!("GET {}/* special-ranges", upstream.at("api.test")))
         });
         let builder = builder
             .policy(Arc::new(rules))
@@ -466,18 +466,35 @@ async fn http2_connections_to_upstream_over_the_limit_are_made_with_the_older_ve
         })
     })
     .await;
-    let mut versions = Vec::new();
+    (upstreams, running)
+}
+
+#[tokio::test]
+async fn http2_connections_to_upstream_over_the_limit_are_made_with_the_older_version() {
+    let (upstreams, running) = one_too_many(&["h2", "http/1.1"]).await;
+    let (last, others) = upstreams.split_last().unwrap();
+    let mut under_way = Vec::new();
+    for upstream in others {
+        under_way.push(unread_download(&running, &upstream.at("api.test")).await);
+        assert_eq!(upstream.last().version, Version::HTTP_2);
+    }
+    let response = running.get(&last.at("api.test"), "/").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(last.last().version, Version::HTTP_11);
+    drop(under_way);
+}
+
+#[tokio::test]
+async fn http2_connections_that_wait_make_room_for_hosts_that_speak_nothing_else() {
+    let (upstreams, running) = one_too_many(&["h2"]).await;
     for upstream in &upstreams {
         let response = running.get(&upstream.at("api.test"), "/").await;
         assert_eq!(response.status(), StatusCode::OK);
-        versions.push(upstream.last().version);
+        assert_eq!(upstream.last().version, Version::HTTP_2);
     }
-    let (last, others) = versions.split_last().unwrap();
-    assert!(
-        others.iter().all(|version| *version == http::Version::HTTP_2),
-        "{versions:?}"
-    );
-    assert_eq!(*last, http::Version::HTTP_11);
+    // And for those that had made room.
+    let again = running.get(&upstreams[0].at("api.test"), "/").await;
+    assert_eq!((again.status(), upstreams[0].connections()), (StatusCode::OK, 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -198,13 +198,21 @@ async fn rotated_credential_acts_at_once_and_the_old_one_stays_hidden() {
         allowed(builder, &upstream).credential(service, source.clone())
     })
     .await;
-    running.get(&at, "/").await;
+    for _ in 0..2 {
+        running.get(&at, "/").await;
+    }
+    assert_eq!(
+        upstream.connections(),
+        1,
+        "the second request took the first one's"
+    );
     *source.0.lock().unwrap() = "second-secret-value".into();
     let mut client = running.h1(&at).await;
     let request = Request::post("/echo").header("host", &at);
     let body = "first-secret-value second-secret-value";
     let response = send(&mut client, request.body(Full::from(body)).unwrap()).await;
     assert_eq!(upstream.last().headers["x-api-key"], "second-secret-value");
+    assert_eq!(upstream.connections(), 2, "none that has heard the old one");
     assert!(!text(&response).contains("-secret-value"), "{}", text(&response));
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -511,4 +512,68 @@ async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
         .wait(|event| event.path.as_deref() == Some("/x"))
         .await;
     assert!(event.outcome.contains("upstream failed"), "{event:?}");
+}
+
+/// An upload of six bytes to an upstream that answers when it has them, and how many it has.
+async fn upload() -> (Running, Tls, Arc<AtomicUsize>) {
+    let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+    let came = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        while count.fetch_add(1, Relaxed) < 6 {
+            if stream.read_u8().await.is_err() {
+                return;
+            }
+        }
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        let _ = stream.read_u8().await;
+    });
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let head = format!("POST /x HTTP/1.1\r\nHost: {at}\r\nContent-Length: 6\r\n\r\n");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    reaches(&came, 1).await;
+    (running, tls, came)
+}
+
+/// One more than the bytes that came, once its head has.
+async fn reaches(came: &AtomicUsize, wanted: usize) {
+    for _ in 0..4000 {
+        if came.load(Relaxed) >= wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} and not {wanted}", came.load(Relaxed));
+}
+
+#[tokio::test]
+async fn upload_that_moves_now_and_then_is_given_its_time() {
+    let (_running, mut tls, came) = upload().await;
+    // Together longer than an answer may take.
+    for sent in 1..=5 {
+        tls.write_all(b"x").await.unwrap();
+        reaches(&came, sent + 1).await;
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(15 * 60)).await;
+        tokio::time::resume();
+    }
+    tls.write_all(b"x").await.unwrap();
+    let mut answer = [0; 12];
+    tls.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn upload_that_stands_still_is_a_timeout() {
+    let (_running, mut tls, came) = upload().await;
+    tls.write_all(b"xxxxx").await.unwrap();
+    reaches(&came, 6).await;
+    let (answer, _) = in_the_end(&mut tls).await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
 }

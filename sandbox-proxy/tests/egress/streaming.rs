@@ -212,11 +212,73 @@ async fn client_is_told_to_go_on_with_its_body_only_where_it_may() {
         answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
         "{answer}"
     );
-    assert!(!upstream.last().headers.contains_key("expect"));
+    assert_eq!(upstream.last().headers["expect"], "100-continue");
     // Refused before anything of the body is wanted.
     tls.write_all(head("evil.test").as_bytes()).await.unwrap();
     let answer = read_all(&mut tls).await;
     assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+}
+
+/// Reads a head.
+async fn head_of(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn upstream_can_refuse_a_body_before_it_is_sent() {
+    for (answer, rest) in [("413 Content Too Large", ""), ("417 Expectation Failed", "no")] {
+        let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+        let refuses = tokio::spawn(async move {
+            let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            let head = head_of(&mut stream).await;
+            assert!(
+                head.to_lowercase().contains("\r\nexpect: 100-continue\r\n"),
+                "{head}"
+            );
+            let length = rest.len();
+            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: {length}\r\n\r\n{rest}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let mut body = Vec::new();
+            let _ = stream.read_to_end(&mut body).await;
+            assert!(body.is_empty(), "{body:?}");
+        });
+        let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+        let head =
+            format!("PUT /x HTTP/1.1\r\nHost: {at}\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n");
+        tls.write_all(head.as_bytes()).await.unwrap();
+        let told = read_all(&mut tls).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {}", &answer[..3])), "{told}");
+        assert!(told.ends_with(rest));
+        drop(tls);
+        refuses.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn body_goes_to_an_upstream_that_never_says_whether_it_wants_it() {
+    let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+    let silent = tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        head_of(&mut stream).await;
+        let mut body = [0; 5];
+        stream.read_exact(&mut body).await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        body
+    });
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    let head = format!("PUT /x HTTP/1.1\r\nHost: {at}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    assert!(head_of(&mut tls).await.starts_with("HTTP/1.1 100 "));
+    tls.write_all(b"hello").await.unwrap();
+    assert!(head_of(&mut tls).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(&silent.await.unwrap(), b"hello");
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ use super::wire::{
 
 /// Streams at once, so descriptors of this process.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
+/// Of these, streams that the guest dialled: any program in it may dial, and the host must still reach its agent.
+const MAX_OF_GUEST: usize = MAX_CONNECTIONS * 3 / 4;
 /// Resets waiting for room in the guest's ring. A guest that floods us with nonsense loses some answers; one that
 /// behaves never has more streams than this to be reset.
 const MAX_RESETS: usize = MAX_CONNECTIONS;
@@ -138,7 +140,7 @@ impl Engine {
 
     /// The host dials guest port `port`; `None` if there are too many streams.
     pub(super) fn dial(&mut self, port: u32, actions: &mut Vec<Action>) -> Option<Key> {
-        if !self.make_room(actions) {
+        if !self.make_room(MAX_CONNECTIONS, |_| true, actions) {
             return None;
         }
         // Fewer streams than ports, so one is free.
@@ -350,7 +352,7 @@ impl Engine {
             }
             Some(_) => return self.reset(key, header.op),
         }
-        if !self.ports.contains(&key.host_port) || !self.make_room(&mut actions) {
+        if !self.ports.contains(&key.host_port) || !self.make_room(MAX_OF_GUEST, is_of_guest, &mut actions) {
             self.send_reset(key);
             return actions;
         }
@@ -450,15 +452,19 @@ impl Engine {
         }
     }
 
-    /// Room for one more stream. Those whose host is gone and whose guest was told make way.
-    fn make_room(&mut self, actions: &mut Vec<Action>) -> bool {
-        if self.connections.len() < MAX_CONNECTIONS {
+    /// Room for one more stream among all, and among `most` of its kind. Those whose host is gone and whose guest was told
+    /// make way.
+    fn make_room(&mut self, most: usize, kind: fn(&Key) -> bool, actions: &mut Vec<Action>) -> bool {
+        let all = self.connections.len();
+        // Counted only where it may matter.
+        let kind_is_full = all >= most && self.connections.keys().filter(|key| kind(key)).count() >= most;
+        if all < MAX_CONNECTIONS && !kind_is_full {
             return true;
         }
         let lingering = self
             .connections
             .iter()
-            .find(|(_, connection)| connection.lingers())
+            .find(|(key, connection)| connection.lingers() && (kind(key) || !kind_is_full))
             .map(|(key, _)| *key);
         if let Some(key) = lingering {
             self.refuse(key);
@@ -492,6 +498,11 @@ fn header(guest_cid: u64, key: Key, connection: &mut Connection, op: u16, flags:
         buf_alloc,
         fwd_cnt,
     }
+}
+
+/// Whether the guest dialled: it knows no port of ours but the well-known ones.
+fn is_of_guest(key: &Key) -> bool {
+    key.host_port < FIRST_PORT
 }
 
 #[cfg(test)]

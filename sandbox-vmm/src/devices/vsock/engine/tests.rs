@@ -219,13 +219,19 @@ fn a_call_the_guest_takes_is_connected_and_one_it_resets_is_refused() {
 #[test]
 fn streams_are_bounded_and_streams_whose_host_is_gone_make_way() {
     let mut engine = Engine::new(GUEST, vec![PORT]);
-    for port in 0..MAX_CONNECTIONS as u32 {
+    for port in 0..MAX_OF_GUEST as u32 {
         assert_eq!(
             engine.packet(&from_guest(OP_REQUEST, port, 0), 0),
             [Action::Open(key(port))]
         );
     }
     assert_eq!(engine.packet(&from_guest(OP_REQUEST, 70_000, 0), 0), []);
+    for _ in MAX_OF_GUEST..MAX_CONNECTIONS {
+        assert!(
+            engine.dial(1025, &mut Vec::new()).is_some(),
+            "the host still dials"
+        );
+    }
     assert_eq!(engine.dial(1025, &mut Vec::new()), None);
     engine.readable(key(7), true);
     engine.drained(key(7), true);
