@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sandbox_core::credential::Credential;
 
 use crate::scrub::coding::{Coding, DecodeError, Decoder, MEMORY_UNITS, Step};
@@ -68,13 +68,13 @@ pub fn websocket(secret: &str, stream: &[u8], pieces: &[u8]) -> Option<(Vec<u8>,
     let secrets = Arc::new(Secrets::default());
     secrets.remember(&"fuzz".into(), &Credential::Token(secret.to_owned().into()));
     let mut messages = Messages::new(secrets);
-    let (mut out, mut came, mut waited) = (Vec::with_capacity(stream.len()), 0, 0);
+    let (mut out, mut came, mut waited) = (BytesMut::with_capacity(stream.len()), 0, 0);
     for piece in cut(stream, pieces) {
-        out.extend_from_slice(&messages.data(piece).ok()?);
+        messages.data(piece, &mut out).ok()?;
         came += piece.len();
         waited = waited.max(came - out.len());
     }
-    Some((out, waited))
+    Some((out.into(), waited))
 }
 
 /// One body on its way through the scrubber.

@@ -42,11 +42,18 @@ const PEERS: [&str; 16] = [
     "python3-venv",
 ];
 
-/// Makes the environment of peers that are Python packages, and Node. The tests run it, too, and find it done.
-const PEER_PACKAGES: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../sandbox-proxy/tests/egress/clients/set_up.sh"
-);
+/// Make the environment of peers that are Python packages, and Node; and the test suite for WebSockets. The tests run
+/// them, too, and find it done.
+const PEER_PACKAGES: [&str; 2] = [
+    concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../sandbox-proxy/tests/egress/clients/set_up.sh"
+    ),
+    concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../sandbox-proxy/tests/egress/conformance/set_up.sh"
+    ),
+];
 
 /// Tests of one group in one place.
 #[derive(Debug, Default, PartialEq)]
@@ -111,13 +118,15 @@ pub(crate) fn run(terminal: &Terminal, filter: Option<&str>) -> Result<ExitCode,
 
 /// A failure is told by the tests that need them, with its cause.
 fn peer_packages() -> Result<(), TaskError> {
-    println!("Clients for the proxy, in an environment of their own:");
-    let status = Command::new("sh")
-        .arg(PEER_PACKAGES)
-        .status()
-        .map_err(TaskError::start("sh"))?;
-    if !status.success() {
-        eprintln!("{PEER_PACKAGES} failed");
+    println!("Peers of the proxy, in environments of their own:");
+    for script in PEER_PACKAGES {
+        let status = Command::new("sh")
+            .arg(script)
+            .status()
+            .map_err(TaskError::start("sh"))?;
+        if !status.success() {
+            eprintln!("{script} failed");
+        }
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use super::refusal::Refusal;
 use super::route::Route;
 use crate::audit::record::Record;
 use crate::defence::holds;
-use crate::scrub::Messages;
+use crate::scrub::{Messages, NoFrame};
 use crate::tls::hello::{self, Sniffer, Start};
 
 /// The port on which nothing but TLS is carried.
@@ -197,6 +197,8 @@ struct Direction {
     scrubber: Option<Box<Messages>>,
     unflushed: bool,
     read_all: bool,
+    /// Why no more of it is read, where that is not its end.
+    broken: Option<NoFrame>,
     done: bool,
 }
 
@@ -213,7 +215,7 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         let sent = out.poll(cx, client, upstream, is_fine, &|bytes| record.add_out(bytes))?;
         let received = back.poll(cx, upstream, client, is_fine, &|bytes| record.add_in(bytes))?;
         if sent.is_ready() && received.is_ready() {
@@ -222,7 +224,11 @@ where
             Poll::Pending
         }
     })
-    .await
+    .await;
+    match back.broken {
+        Some(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        None => ended,
+    }
 }
 
 impl Direction {
@@ -288,10 +294,12 @@ impl Direction {
         }
         if let Some(scrubber) = &mut self.scrubber {
             let new = self.buffer.split_off(before);
-            let clean = scrubber
-                .data(&new)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            self.buffer.extend_from_slice(&clean);
+            if let Err(error) = scrubber.data(&new, &mut self.buffer) {
+                // For the reader the stream has ended; its answers to what came before still go the other way.
+                self.broken = Some(error);
+                self.scrubber = None;
+                self.read_all = true;
+            }
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ use std::time::Duration;
 pub(crate) use body::Scrubber;
 pub(crate) use framing::Framing;
 pub(crate) use secrets::Secrets;
-pub(crate) use websocket::Messages;
+pub(crate) use websocket::{Messages, NoFrame};
 
 /// What a secret is replaced by, byte for byte.
 const FILLER: u8 = b'*';

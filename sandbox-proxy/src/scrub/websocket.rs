@@ -75,15 +75,22 @@ impl Messages {
         }
     }
 
-    /// Bytes that can go out once `data` has come.
+    /// Adds to `out` what can go out once `data` has come.
     ///
     /// # Errors
-    /// The stream is no WebSocket without extensions, and must end.
-    pub(crate) fn data(&mut self, mut data: &[u8]) -> Result<Bytes, NoFrame> {
+    /// The stream is no WebSocket without extensions, and must end. What stood before that is in `out` all the same:
+    /// whether it comes through must not hang on where upstream's bytes happened to be cut.
+    pub(crate) fn data(&mut self, data: &[u8], out: &mut BytesMut) -> Result<(), NoFrame> {
         if !holds("scrub-websocket") {
-            return Ok(Bytes::copy_from_slice(data));
+            out.extend_from_slice(data);
+            return Ok(());
         }
-        let mut out = BytesMut::new();
+        let taken = self.take_in(data, out);
+        self.go_out(out);
+        taken
+    }
+
+    fn take_in(&mut self, mut data: &[u8], out: &mut BytesMut) -> Result<(), NoFrame> {
         while !data.is_empty() {
             if self.frame.left > 0 {
                 let count = usize::try_from(self.frame.left)
@@ -99,14 +106,13 @@ impl Messages {
                 self.try_head()?;
             }
             if self.waiting.len() > MAX_WAITING {
-                self.go_out(&mut out);
+                self.go_out(out);
                 if self.waiting.len() > MAX_WAITING && holds("websocket-waiting") {
                     return Err(NoFrame);
                 }
             }
         }
-        self.go_out(&mut out);
-        Ok(out.freeze())
+        Ok(())
     }
 
     /// Starts a frame if its head is whole.
@@ -220,6 +226,13 @@ mod tests {
         Messages::new(secrets)
     }
 
+    /// What goes out for this.
+    fn pass(messages: &mut Messages, data: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        messages.data(data, &mut out).unwrap();
+        out
+    }
+
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![first];
         match payload.len() {
@@ -236,7 +249,7 @@ mod tests {
     #[test]
     fn whole_message_goes_out_at_once() {
         let text = format!("the key is {SECRET}!");
-        let out = messages().data(&frame(0x81, text.as_bytes())).unwrap();
+        let out = pass(&mut messages(), &frame(0x81, text.as_bytes()));
         let clean = text.replace(SECRET, &"*".repeat(SECRET.len()));
         assert_eq!(out, frame(0x81, clean.as_bytes()));
     }
@@ -262,7 +275,7 @@ mod tests {
         let mut messages = messages();
         let mut out = Vec::new();
         for byte in &stream {
-            out.extend_from_slice(&messages.data(&[*byte]).unwrap());
+            out.extend_from_slice(&pass(&mut messages, &[*byte]));
         }
         assert_eq!(out, expected);
     }
@@ -272,9 +285,10 @@ mod tests {
         for text in ["sk-websocket-secr", "unrelated content"] {
             let mut messages = messages();
             // A frame of 200 bytes, of which these came.
-            let out = messages
-                .data(&[&[0x82, 126, 0, 200][..], text.as_bytes()].concat())
-                .unwrap();
+            let out = pass(
+                &mut messages,
+                &[&[0x82, 126, 0, 200][..], text.as_bytes()].concat(),
+            );
             assert_eq!(out.len(), 4, "{text}");
         }
     }
@@ -288,12 +302,29 @@ mod tests {
             &[0x09, 0],
             &[0x89, 126, 0, 200],
         ] {
-            assert_eq!(messages().data(bytes), Err(NoFrame), "{bytes:?}");
+            let refused = messages().data(bytes, &mut BytesMut::new());
+            assert_eq!(refused, Err(NoFrame), "{bytes:?}");
         }
         let mut messages = messages();
-        assert!(messages.data(&frame(0x01, b"held")).is_ok());
+        pass(&mut messages, &frame(0x01, b"held"));
         let endless = [0; 4 * MAX_WAITING];
-        assert_eq!(messages.data(&endless), Err(NoFrame));
+        assert_eq!(messages.data(&endless, &mut BytesMut::new()), Err(NoFrame));
+    }
+
+    #[test]
+    fn messages_before_what_is_refused_go_out_however_they_are_cut() {
+        let before = [frame(0x81, b"first"), frame(0x89, b"ping")].concat();
+        let begun = frame(0x01, SECRET.as_bytes());
+        let stream = [&before[..], &begun, &frame(0xc0, b"refused")].concat();
+        for size in [1, 7, stream.len()] {
+            let (mut messages, mut out) = (messages(), BytesMut::new());
+            let refused = stream
+                .chunks(size)
+                .try_for_each(|piece| messages.data(piece, &mut out));
+            assert_eq!(refused, Err(NoFrame));
+            // Of the message that was under way, nothing that is not certain.
+            assert_eq!(out, [&before[..], &begun[..2]].concat(), "{size}");
+        }
     }
 
     proptest! {
@@ -318,7 +349,7 @@ mod tests {
                 stream.extend(frame(first, &[b'a'; 3][..size]));
             }
             stream.extend(frame(u8::from(!goes_on) | FIN, b"end"));
-            prop_assert_eq!(messages().data(&stream).unwrap(), stream);
+            prop_assert_eq!(pass(&mut messages(), &stream), stream);
         }
 
         /// Of one message, so that its last bytes wait, and what frames them.
@@ -329,9 +360,9 @@ mod tests {
                 stream.extend(frame(0, &[b'a'; 3][..size]));
             }
             let mut messages = messages();
-            let mut out = messages.data(&stream).unwrap().to_vec();
+            let mut out = pass(&mut messages, &stream);
             let last = frame(FIN, b"end");
-            out.extend_from_slice(&messages.data(&last).unwrap());
+            out.extend_from_slice(&pass(&mut messages, &last));
             stream.extend(last);
             prop_assert_eq!(out, stream);
         }
@@ -354,7 +385,7 @@ mod tests {
             let mut messages = messages();
             let mut out = Vec::new();
             for pair in cuts.windows(2) {
-                out.extend_from_slice(&messages.data(&stream[pair[0]..pair[1]]).unwrap());
+                out.extend_from_slice(&pass(&mut messages, &stream[pair[0]..pair[1]]));
             }
             prop_assert_eq!(out.len(), stream.len());
             let payload = |mut bytes: &[u8]| {

@@ -456,7 +456,8 @@ async fn one_too_many(protocols: &[&str]) -> (Vec<Upstream>, Running) {
     }
     let running = Running::start(|builder| {
         let rules = upstreams.iter().fold(Rules::new(), |rules, upstream| {
-            rules.allow(&format!("GET {}/* special-ranges", upstream.at("api.test")))
+            let rule = |path: &str| format!("GET {}{path} special-ranges", upstream.at("api.test"));
+            rules.allow(&rule("/")).allow(&rule("/big"))
         });
         let builder = builder
             .policy(Arc::new(rules))

@@ -516,7 +516,7 @@ async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
 
 /// An upload of six bytes to an upstream that answers when it has them, and how many it has.
 async fn upload() -> (Running, Tls, Arc<AtomicUsize>) {
-    let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+    let (running, at, listener, acceptor) = raw_upstream(&["http/1.1"]).await;
     let came = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&came);
     tokio::spawn(async move {

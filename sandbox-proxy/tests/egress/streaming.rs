@@ -231,7 +231,7 @@ async fn head_of(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 #[tokio::test]
 async fn upstream_can_refuse_a_body_before_it_is_sent() {
     for (answer, rest) in [("413 Content Too Large", ""), ("417 Expectation Failed", "no")] {
-        let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+        let (running, at, listener, acceptor) = raw_upstream(&["http/1.1"]).await;
         let refuses = tokio::spawn(async move {
             let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
             let head = head_of(&mut stream).await;
@@ -260,7 +260,7 @@ async fn upstream_can_refuse_a_body_before_it_is_sent() {
 
 #[tokio::test]
 async fn body_goes_to_an_upstream_that_never_says_whether_it_wants_it() {
-    let (running, at, listener, acceptor) = raw_upstream("http/1.1").await;
+    let (running, at, listener, acceptor) = raw_upstream(&["http/1.1"]).await;
     let silent = tokio::spawn(async move {
         let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
         head_of(&mut stream).await;

@@ -258,12 +258,12 @@ pub fn with_service(builder: ProxyBuilder, service: Service) -> ProxyBuilder {
 
 /// An upstream of HTTP/2 that is yet to be served, and a sandbox with a credential for it.
 pub async fn raw_http2() -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
-    raw_upstream("h2").await
+    raw_upstream(&["h2"]).await
 }
 
-/// The same of any protocol.
-pub async fn raw_upstream(protocol: &str) -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
-    let (ca_pem, config) = certificates(&[protocol]);
+/// As [`raw_http2`], of the versions of HTTP that these protocols stand for.
+pub async fn raw_upstream(protocols: &[&str]) -> (Running, String, TcpListener, tokio_rustls::TlsAcceptor) {
+    let (ca_pem, config) = certificates(protocols);
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
     let at = format!("api.test:{}", listener.local_addr().unwrap().port());
     let running = Running::start(|builder| {

@@ -6,7 +6,10 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::{http1, http2};
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 use crate::support::*;
 
@@ -50,10 +53,11 @@ fn shows_no_secret(response: &Response<hyper::body::Incoming>) {
     );
 }
 
-/// Opens a WebSocket by extended CONNECT (RFC 8441).
-async fn by_connect(running: &Running, at: &str, path: &str) -> Opened {
+/// A connection on which WebSockets can be asked for by extended CONNECT (RFC 8441).
+pub async fn takes_websockets(running: &Running, at: &str) -> http2::SendRequest<Empty<Bytes>> {
     let tls = running.tls(at, "api.test", &["h2"]).await.unwrap();
-    let (mut client, connection) =
+    tls.get_ref().0.set_nodelay(true).unwrap();
+    let (client, connection) =
         http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(tls))
             .await
             .unwrap();
@@ -78,6 +82,12 @@ async fn by_connect(running: &Running, at: &str, path: &str) -> Opened {
     enabled
         .await
         .expect("the settings must say that WebSockets can be asked for");
+    client
+}
+
+/// Opens a WebSocket by extended CONNECT (RFC 8441).
+async fn by_connect(running: &Running, at: &str, path: &str) -> Opened {
+    let mut client = takes_websockets(running, at).await;
     let request = Request::builder()
         .method(Method::CONNECT)
         .version(Version::HTTP_2)
@@ -273,6 +283,51 @@ async fn switch_that_nobody_asked_for_opens_nothing() {
     for upgrade in ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"] {
         opens_nothing(&running, &at, upgrade).await;
     }
+}
+
+/// A server whose second frame is none, and which tells what it is sent after all.
+async fn breaks_the_rules(acceptor: TlsAcceptor, stream: TcpStream, said: mpsc::Sender<Vec<u8>>) {
+    let mut stream = BufStream::new(acceptor.accept(stream).await.unwrap());
+    while stream.read_line(&mut String::new()).await.unwrap() > 2 {}
+    let switch = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {}\r\nX-Echo: switches with a message\r\n\r\n",
+        accept(KEY.as_bytes())
+    );
+    // All at once, so that it is read at once.
+    let frames = b"\x81\x05first\xc1\x07refused\x81\x05third";
+    stream
+        .write_all(&[switch.as_bytes(), frames].concat())
+        .await
+        .unwrap();
+    stream.flush().await.unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    said.send(all).await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_before_a_frame_that_cannot_be_searched_come_through_and_are_answered() {
+    let (running, at, listener, acceptor) = raw_upstream(&["http/1.1"]).await;
+    let (said, mut says) = mpsc::channel(1);
+    tokio::spawn(async move {
+        // The first connection may be none that is asked for anything.
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(breaks_the_rules(acceptor.clone(), stream, said.clone()));
+        }
+    });
+    let mut stream = by_upgrade(&running, &at, "/").await.unwrap();
+    let mut told = Vec::new();
+    stream.read_to_end(&mut told).await.unwrap();
+    assert_eq!(told, b"\x81\x05first");
+    stream.write_all(b"answer").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(says.recv().await.unwrap(), b"answer");
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/"))
+        .await;
+    assert_eq!(event.outcome, "the WebSocket broke: invalid data");
 }
 
 #[tokio::test]
