@@ -123,6 +123,16 @@ pub enum InvalidService {
         /// What was given.
         text: String,
     },
+    /// An endpoint that takes a signature and cannot be as its definition has it.
+    #[error("service {service}, host {host}: {why}")]
+    Signature {
+        /// The service's name.
+        service: String,
+        /// The host.
+        host: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A user name with a colon, which would be another user name and password (RFC 7617 §2).
     #[error("service {service}: the user name {text:?} of Basic has a colon")]
     UserName {
@@ -176,7 +186,7 @@ impl Service {
     ///
     ///     [[endpoint]]
     ///     hosts = ["git.acme.example", "api.acme.example:8443"]
-    ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", …
+    ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", "sigv4", …
     ///
     ///     [strip]                             # further places in which clients send credentials
     ///     headers = ["x-acme-session"]

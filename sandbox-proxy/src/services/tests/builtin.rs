@@ -5,7 +5,10 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::super::inject::Injected;
 use super::super::*;
-use super::{basic, directory, request, send};
+use super::{basic, directory, managed, request, send};
+
+/// What arrives is a signature, which tests of its own verify.
+const SIGNED: &str = "signed";
 
 /// One request to a built-in service, and what must arrive: a header or the whole target.
 const TABLE: &[(&str, &str, &str, &str, &str)] = &[
@@ -16,6 +19,9 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "x-api-key",
         "SECRET",
     ),
+    ("aws", "anyany.amazonaws.com", "/", "authorization", SIGNED),
+    ("aws", "anyany.amazonaws.com.cn", "/", "authorization", SIGNED),
+    ("aws", "anyany.api.aws", "/", "authorization", SIGNED),
     (
         "bitbucket",
         "api.bitbucket.org",
@@ -294,6 +300,12 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
 fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_clients() {
     for (name, host, path, header, wanted) in TABLE {
         let service = Service::known(name).unwrap();
+        if *wanted == SIGNED {
+            let managed = managed(&service, host).unwrap();
+            let placement = &managed.endpoint(path).unwrap().placement;
+            assert_eq!(*placement, Placement::SigV4 { of_aws: true }, "{name} {host}");
+            continue;
+        }
         let mut query = vec!["alt=sse".to_owned()];
         let sent = service.stripped_parameters.iter();
         query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
@@ -380,6 +392,7 @@ fn table_has_every_host_of_every_built_in_service() {
     assert!(Service::known("nonsense").is_none());
     for service in [
         Service::anthropic(),
+        Service::aws(),
         Service::openai(),
         Service::github(),
         Service::gitlab(),
