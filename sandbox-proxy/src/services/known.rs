@@ -21,10 +21,10 @@ macro_rules! known {
     };
 }
 
-static KNOWN: [Known; 26] = known![
-    "anthropic" "aws" "bitbucket" "cerebras" "cohere" "crates.io" "deepseek" "docker.io" "fireworks" "ghcr.io"
-    "github" "gitlab" "google" "groq" "huggingface" "mistral" "npm" "openai" "openrouter" "perplexity" "pypi" "quay.io"
-    "replicate" "rubygems" "together" "xai"
+static KNOWN: [Known; 31] = known![
+    "anaconda.org" "anthropic" "aws" "bitbucket" "cerebras" "cohere" "crates.io" "deepseek" "docker.io" "fireworks"
+    "ghcr.io" "github" "gitlab" "google" "groq" "hex.pm" "huggingface" "mistral" "npm" "nuget" "openai" "openrouter"
+    "perplexity" "pkg.dev" "pub.dev" "pypi" "quay.io" "replicate" "rubygems" "together" "xai"
 ];
 
 impl Service {
