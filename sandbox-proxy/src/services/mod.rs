@@ -303,7 +303,8 @@ impl Service {
     }
 
     /// An environment variable that the guest gets, with a placeholder: tools that insist on a key start, and
-    /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`].
+    /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`], `{UNIQUE}` the start of it as
+    /// nine capitals and digits, for keys of that form.
     #[must_use]
     pub fn environment(mut self, variable: &str, placeholder: &str) -> Self {
         if placeholder::is_valid(placeholder) {

@@ -518,8 +518,13 @@ fn built_in_placeholders_are_in_form_and_unmistakable() {
         service.fill_placeholders(&tag);
         for (variable, placeholder) in service.placeholders() {
             let plain = placeholder.to_lowercase().replace('-', "");
-            assert!(plain.contains("sandboxplaceholder"), "{variable} {placeholder}");
-            assert!(placeholder.ends_with(tag.as_str()), "{variable} {placeholder}");
+            // All that is left of AWS's form.
+            let (word, own) = match variable.as_str() {
+                "AWS_ACCESS_KEY_ID" => ("akiasandbox", tag.fill("{UNIQUE}")),
+                _ => ("sandboxplaceholder", tag.as_str().to_owned()),
+            };
+            assert!(plain.contains(word), "{variable} {placeholder}");
+            assert!(placeholder.ends_with(&own), "{variable} {placeholder}");
         }
     }
     let of = |name, variable| {
@@ -529,7 +534,10 @@ fn built_in_placeholders_are_in_form_and_unmistakable() {
         found.next().unwrap().1.clone()
     };
     for (name, variable, prefix, length) in [
+        ("aws", "AWS_ACCESS_KEY_ID", "AKIA", 20),
+        ("aws", "AWS_SECRET_ACCESS_KEY", "", 40),
         ("github", "GH_TOKEN", "ghp_", 40),
+        ("nuget", "NUGET_API_KEY", "oy2", 46),
         ("google", "GEMINI_API_KEY", "AIza", 39),
         ("npm", "NPM_TOKEN", "npm_", 40),
         ("groq", "GROQ_API_KEY", "gsk_", 56),
