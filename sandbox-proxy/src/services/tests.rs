@@ -513,10 +513,15 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
             "issues-tokens is for hosts that take a credential",
         ),
         (
-            format!("{start}[[endpoint]]\nhosts = [\"**.amazonaws.com\", \"a.test\"]\nput = \"sigv4-of-aws\""),
+            format!(
+                "{start}[[endpoint]]\nhosts = [\"**.amazonaws.com\", \"a.test\"]\nput = \"sigv4-of-aws\""
+            ),
             "a.test: sigv4-of-aws is for hosts of AWS alone",
         ),
-        (format!("{start}allow-compression = \"yes\"\n{endpoint}"), "allow-compression"),
+        (
+            format!("{start}allow-compression = \"yes\"\n{endpoint}"),
+            "allow-compression",
+        ),
         ("x".repeat(300_000), "256 KiB"),
     ] {
         let error = Service::from_toml(&text).unwrap_err().to_string();

@@ -176,7 +176,11 @@ async fn tunnel(proxy: &UpstreamProxy, host: &Host, port: u16) -> Result<TcpStre
         let stream = step("the upstream proxy was not connected to", dialled)
             .await?
             .map_err(HttpError::ProxyUnreachable)?;
-        let asked = step("the upstream proxy did not answer", proxy.ask(stream, &target, port)).await;
+        let asked = step(
+            "the upstream proxy did not answer",
+            proxy.ask(stream, &target, port),
+        )
+        .await;
         match asked {
             Ok(Ok((stream, said))) if said.is_empty() => return Ok(stream),
             Ok(Ok(_)) => return Err(HttpError::NotTunnelled),

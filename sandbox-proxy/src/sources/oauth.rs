@@ -532,9 +532,7 @@ impl Renewal {
         }
         let settings = &self.source.settings;
         let http = Http::new(&settings.roots, settings.plain).map_err(|error| self.exchange(error))?;
-        Ok(state
-            .http
-            .get_or_init(|| http.through(settings.proxy.clone())))
+        Ok(state.http.get_or_init(|| http.through(settings.proxy.clone())))
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {

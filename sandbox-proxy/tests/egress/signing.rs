@@ -626,7 +626,11 @@ async fn service_that_is_a_document_signs_and_takes_the_clients_own_credentials_
         assert_eq!(response.status(), StatusCode::OK, "{}", text(&response));
         let seen = upstream.last();
         assert_eq!(seen.target, arrives);
-        assert!(!format!("{:?}", seen.headers).contains("mine"), "{:?}", seen.headers);
+        assert!(
+            !format!("{:?}", seen.headers).contains("mine"),
+            "{:?}",
+            seen.headers
+        );
         verify(&[seen], KEY, Some(TOKEN)).await;
     }
     let elsewhere = put(&upstream, "/other", &headers, "body");

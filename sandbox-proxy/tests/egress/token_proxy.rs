@@ -46,7 +46,9 @@ impl TokenServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, asked) = (acceptor.clone(), Arc::clone(&asked));
                 tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let Ok(stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
                     let service = service_fn(|request: Request<Incoming>| {
                         let asked = Arc::clone(&asked);
                         async move {
@@ -197,7 +199,9 @@ async fn token_server_that_is_an_exception_or_on_this_host_is_reached_without_th
     let proxy = UpstreamProxy::http(&company.address.to_string()).unwrap();
     // Nobody here knows where the name is.
     let exception = proxy.clone().no_proxy("api.test").unwrap();
-    issue(&server.source().upstream_proxy(exception)).await.unwrap_err();
+    issue(&server.source().upstream_proxy(exception))
+        .await
+        .unwrap_err();
     for url in ["https://localhost:9/", "http://127.0.0.1:9/"] {
         let source = OAuth2::refresh(url, "client", Static::new(REFRESH)).plain_loopback_allowed();
         issue(&source.upstream_proxy(proxy.clone())).await.unwrap_err();
@@ -220,10 +224,7 @@ async fn proxy_that_refuses_or_is_gone_is_told_from_a_token_server_that_fails() 
             "status 407",
         ),
         ("SSH-2.0-none\r\n", "did not answer CONNECT as it should"),
-        (
-            "HTTP/1.1 200 OK\r\n\r\nnot TLS",
-            "somebody spoke before TLS did",
-        ),
+        ("HTTP/1.1 200 OK\r\n\r\nnot TLS", "somebody spoke before TLS did"),
     ] {
         let source = server.source().upstream_proxy(proxy.clone());
         let asking = tokio::spawn(async move { issue(&source).await.unwrap_err() });

@@ -192,13 +192,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "authorization",
         "Bearer SECRET",
     ),
-    (
-        "hex.pm",
-        "hex.pm",
-        "/api/publish",
-        "authorization",
-        "SECRET",
-    ),
+    ("hex.pm", "hex.pm", "/api/publish", "authorization", "SECRET"),
     (
         "huggingface",
         "huggingface.co",
@@ -263,13 +257,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "x-nuget-apikey",
         "SECRET",
     ),
-    (
-        "nuget",
-        "any.nuget.org",
-        "/v3/index.json",
-        "x-nuget-apikey",
-        "-",
-    ),
+    ("nuget", "any.nuget.org", "/v3/index.json", "x-nuget-apikey", "-"),
     (
         "openai",
         "api.openai.com",
@@ -348,13 +336,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "authorization",
         "Bearer SECRET",
     ),
-    (
-        "pub.dev",
-        "pub.dev",
-        "/packages/a",
-        "authorization",
-        "-",
-    ),
+    ("pub.dev", "pub.dev", "/packages/a", "authorization", "-"),
     (
         "pypi",
         "any.pypi.org",
