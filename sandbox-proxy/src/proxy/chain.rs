@@ -1,20 +1,10 @@
 //! The way to upstream through a proxy of the host's network.
 
-use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use bytes::Bytes;
-use http::header::{HOST, PROXY_AUTHORIZATION};
-use http::{HeaderValue, Request, StatusCode, Uri};
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use sandbox_core::credential::ExposeSecret;
+use http::{HeaderValue, StatusCode};
 use sandbox_core::host::Host;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_socks::TargetAddr;
-use tokio_socks::tcp::Socks5Stream;
 
 use super::io::Dialled;
 use super::quota::Slot;
@@ -22,7 +12,7 @@ use super::refusal::Refusal;
 use super::route::Route;
 use super::{Inner, limits};
 use crate::defence;
-use crate::upstream_proxy::{Protocol, UpstreamProxy, is_private_name};
+use crate::upstream_proxy::{AskError, Protocol, UpstreamProxy, is_private_name};
 
 /// Addresses of a name that the proxy is asked for, one after the other.
 const MAX_TARGETS: usize = 3;
@@ -161,52 +151,18 @@ impl Inner {
 
 /// Asks the proxy for the target; afterwards the stream is one to it.
 async fn ask(proxy: &UpstreamProxy, stream: Dialled, host: &Host, port: u16) -> Result<Dialled, Refusal> {
-    match proxy.protocol {
-        Protocol::Http => connect(proxy, stream, host, port).await,
-        Protocol::Socks5 => socks(proxy, stream, host, port).await,
+    match proxy.ask(stream, host, port).await {
+        Ok((stream, read)) => Ok(stream.after(read)),
+        Err(AskError::Status(status)) => Err(refused(status)),
+        Err(AskError::Socks(error)) => Err(socks_failed(&error)),
+        Err(AskError::Http(error)) => {
+            tracing::debug!(%error, "CONNECT to the upstream proxy failed");
+            Err(Refusal::upstream(
+                "http_protocol_error",
+                "the upstream proxy did not answer CONNECT as it should",
+            ))
+        }
     }
-}
-
-async fn connect(proxy: &UpstreamProxy, stream: Dialled, host: &Host, port: u16) -> Result<Dialled, Refusal> {
-    let failed = |error: &dyn std::fmt::Display| {
-        tracing::debug!(%error, "CONNECT to the upstream proxy failed");
-        Refusal::upstream(
-            "http_protocol_error",
-            "the upstream proxy did not answer CONNECT as it should",
-        )
-    };
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(limits::HEAD_BYTES)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| failed(&error))?;
-    // Ends with this future.
-    let mut driver = JoinSet::new();
-    driver.spawn(connection.with_upgrades());
-    let authority = format!("{host}:{port}");
-    let target = Uri::try_from(authority.as_str()).map_err(|error| failed(&error))?;
-    let mut request = Request::connect(target)
-        .header(HOST, authority)
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| failed(&error))?;
-    if let Some(authorization) = proxy.authorization() {
-        request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
-    }
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| failed(&error))?;
-    if !response.status().is_success() {
-        return Err(refused(response.status()));
-    }
-    let upgraded = hyper::upgrade::on(response)
-        .await
-        .map_err(|error| failed(&error))?;
-    let parts = upgraded
-        .downcast::<TokioIo<Dialled>>()
-        .map_err(|_| failed(&"the stream was lost"))?;
-    // A server that speaks first may have done so already.
-    Ok(parts.io.into_inner().after(parts.read_buf))
 }
 
 /// What the proxy's status means. Its text is its own, and not for the guest.
@@ -240,23 +196,6 @@ pub(super) fn refused(status: StatusCode) -> Refusal {
             ),
         ),
     }
-}
-
-async fn socks(proxy: &UpstreamProxy, stream: Dialled, host: &Host, port: u16) -> Result<Dialled, Refusal> {
-    let target = match host {
-        Host::Address(address) => TargetAddr::Ip(SocketAddr::new(*address, port)),
-        Host::Name(name) => TargetAddr::Domain(Cow::Borrowed(name.as_str()), port),
-    };
-    let connected = match &proxy.login {
-        Some(login) => {
-            let password = login.password.expose_secret();
-            Socks5Stream::connect_with_password_and_socket(stream, target, &login.user, password).await
-        }
-        None => Socks5Stream::connect_with_socket(stream, target).await,
-    };
-    connected
-        .map(Socks5Stream::into_inner)
-        .map_err(|error| socks_failed(&error))
 }
 
 fn socks_failed(error: &tokio_socks::Error) -> Refusal {

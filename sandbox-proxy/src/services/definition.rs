@@ -4,6 +4,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use super::endpoint::{Basic, Endpoint, Hosts, PathPattern, Placement};
+use super::sign::is_of_aws;
 use super::{ClientCredential, InvalidService, Service};
 
 /// The format of definitions that this version reads.
@@ -22,6 +23,8 @@ struct Definition {
     client_credential: ClientCredential,
     #[serde(default)]
     plain_http_allowed: bool,
+    #[serde(default)]
+    allow_compression: bool,
     endpoint: Vec<EndpointDefinition>,
     #[serde(default)]
     strip: Strip,
@@ -63,6 +66,8 @@ enum Put {
     BasicUser(String),
     BasicPassword(String),
     Query(String),
+    Sigv4,
+    Sigv4OfAws,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +98,7 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
     let mut service = Service::custom(definition.name).client_credential(definition.client_credential);
     service.revision = definition.revision;
     service.plain_http = definition.plain_http_allowed;
+    service.compression = definition.allow_compression;
     for EndpointDefinition {
         hosts,
         paths,
@@ -116,10 +122,12 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
             continue;
         };
         for host in hosts {
-            service = service.endpoint(&host, paths.clone(), placement.clone());
-            if let Some(endpoint) = service.endpoints.last_mut() {
-                endpoint.issues_tokens = issues_tokens;
-            }
+            let endpoint = Endpoint {
+                issues_tokens,
+                ..Endpoint::parse(&service.name, &host, paths.clone(), placement.clone())?
+            };
+            endpoint.check_signature(&service.name)?;
+            service.endpoints.push(endpoint);
         }
     }
     for header in &definition.strip.headers {
@@ -159,6 +167,8 @@ fn placement(service: &mut Service, put: Put) -> Option<Placement> {
             service.stripped_parameters.push(name.clone());
             Placement::Query { name }
         }
+        Put::Sigv4 => service.signature_placement(false),
+        Put::Sigv4OfAws => service.signature_placement(true),
         Put::Header(header) => service.header_placement(&header, "")?,
         Put::Prefixed(Prefixed { header, prefix }) => service.header_placement(&header, &prefix)?,
     })
@@ -179,6 +189,24 @@ impl Endpoint {
             paths,
             placement,
             issues_tokens: false,
+        })
+    }
+
+    /// A signature is for no answers that are tokens, and one by AWS's rules for AWS's hosts alone.
+    fn check_signature(&self, service: &str) -> Result<(), InvalidService> {
+        let why = match self.placement {
+            Placement::SigV4 { .. } if self.issues_tokens => {
+                "issues-tokens is for hosts that take a credential, not for those that take a signature"
+            }
+            Placement::SigV4 { of_aws: true } if !is_of_aws(&self.hosts) => {
+                "sigv4-of-aws is for hosts of AWS alone; put = \"sigv4\" is for others"
+            }
+            _ => return Ok(()),
+        };
+        Err(InvalidService::Signature {
+            service: service.to_owned(),
+            host: self.hosts.to_string(),
+            why,
         })
     }
 

@@ -21,10 +21,10 @@ macro_rules! known {
     };
 }
 
-static KNOWN: [Known; 25] = known![
-    "anthropic" "bitbucket" "cerebras" "cohere" "crates.io" "deepseek" "docker.io" "fireworks" "ghcr.io" "github"
-    "gitlab" "google" "groq" "huggingface" "mistral" "npm" "openai" "openrouter" "perplexity" "pypi" "quay.io"
-    "replicate" "rubygems" "together" "xai"
+static KNOWN: [Known; 31] = known![
+    "anaconda.org" "anthropic" "aws" "bitbucket" "cerebras" "cohere" "crates.io" "deepseek" "docker.io" "fireworks"
+    "ghcr.io" "github" "gitlab" "google" "groq" "hex.pm" "huggingface" "mistral" "npm" "nuget" "openai" "openrouter"
+    "perplexity" "pkg.dev" "pub.dev" "pypi" "quay.io" "replicate" "rubygems" "together" "xai"
 ];
 
 impl Service {
@@ -41,6 +41,16 @@ impl Service {
     /// Anthropic's API: `x-api-key`.
     pub fn anthropic() -> Self {
         named("anthropic")
+    }
+
+    /// Amazon Web Services, all of them: requests that are signed with the placeholder keys (Signature Version 4) are
+    /// signed again with those of [`sources::Aws`](crate::sources::Aws). Not signed are requests for other regions or
+    /// services than the host's, and those that ask AWS for keys (`sts:AssumeRole`, `iam:CreateAccessKey`, …), which
+    /// would be real ones.
+    ///
+    /// The keys may do what they may: give a sandbox a role of its own.
+    pub fn aws() -> Self {
+        named("aws")
     }
 
     /// OpenAI's API: bearer token.

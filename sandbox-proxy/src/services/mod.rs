@@ -123,6 +123,16 @@ pub enum InvalidService {
         /// What was given.
         text: String,
     },
+    /// An endpoint that takes a signature and cannot be as its definition has it.
+    #[error("service {service}, host {host}: {why}")]
+    Signature {
+        /// The service's name.
+        service: String,
+        /// The host.
+        host: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A user name with a colon, which would be another user name and password (RFC 7617 §2).
     #[error("service {service}: the user name {text:?} of Basic has a colon")]
     UserName {
@@ -176,7 +186,7 @@ impl Service {
     ///
     ///     [[endpoint]]
     ///     hosts = ["git.acme.example", "api.acme.example:8443"]
-    ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", …
+    ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", "sigv4", …
     ///
     ///     [strip]                             # further places in which clients send credentials
     ///     headers = ["x-acme-session"]
@@ -293,7 +303,8 @@ impl Service {
     }
 
     /// An environment variable that the guest gets, with a placeholder: tools that insist on a key start, and
-    /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`].
+    /// what they send is replaced. `{unique}` in it becomes the sandbox's [`PlaceholderTag`], `{UNIQUE}` the start of it as
+    /// nine capitals and digits, for keys of that form.
     #[must_use]
     pub fn environment(mut self, variable: &str, placeholder: &str) -> Self {
         if placeholder::is_valid(placeholder) {

@@ -6,7 +6,11 @@ use crate::defence::holds;
 
 /// Stands for the sandbox's own part in the text of a placeholder.
 pub(super) const UNIQUE: &str = "{unique}";
-/// Characters of that part: 80 bits.
+/// Stands for the same in keys of a fixed length that are capitals and digits, as AWS's are.
+const CAPITALS: &str = "{UNIQUE}";
+/// Characters of that: 45 bits, in what such keys have room for beside a word that says what they are.
+const CAPITAL_CHARS: usize = 9;
+/// Characters of the sandbox's part: 80 bits.
 const TAG_CHARS: usize = 16;
 /// 32 characters that every form of key has.
 const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -46,7 +50,20 @@ impl PlaceholderTag {
 
     /// A placeholder's text with this tag in it.
     pub(super) fn fill(&self, template: &str) -> String {
-        template.replace(UNIQUE, &self.0)
+        template
+            .replace(UNIQUE, &self.0)
+            .replace(CAPITALS, &self.capitals())
+    }
+
+    /// Its start in the alphabet of RFC 4648 §6: A to Z and 2 to 7. Other starts give other texts.
+    fn capitals(&self) -> String {
+        let capital = |c: char| match c {
+            // What the tag's own alphabet leaves out stands for what this one does.
+            '1' | '8' => 'L',
+            '0' | '9' => 'O',
+            c => c.to_ascii_uppercase(),
+        };
+        self.0.chars().take(CAPITAL_CHARS).map(capital).collect()
     }
 }
 
@@ -69,6 +86,23 @@ pub(super) fn is_valid(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capitals_have_the_form_of_aws_keys_and_differ_as_tags_do() {
+        let of = |start: &str| {
+            let tag: PlaceholderTag = format!("{start:a<16}").parse().unwrap();
+            tag.fill("AKIASANDBOX{UNIQUE}")
+        };
+        let all: std::collections::HashSet<_> = ALPHABET
+            .iter()
+            .map(|byte| of(&char::from(*byte).to_string()))
+            .collect();
+        assert_eq!(all.len(), ALPHABET.len());
+        for text in all {
+            let is_base32 = |b: u8| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b);
+            assert!(text.len() == 20 && text.bytes().all(is_base32), "{text}");
+        }
+    }
 
     #[test]
     fn tags_differ_and_survive_being_written_down() {

@@ -459,6 +459,7 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
         name = "acme"
         client-credential = "reject"
         plain-http-allowed = true
+        allow-compression = true
         [[endpoint]]
         hosts = ["api.acme.test"]
         paths = ["/v1/*"]
@@ -472,6 +473,7 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
     )
     .unwrap();
     assert_eq!((service.name(), service.revision()), ("acme", 7));
+    assert!(service.allows_compression());
     let sent = |path: &str| {
         let mut parts = request(path, &[]);
         send(&mut parts, &service, "api.acme.test", "k").unwrap();
@@ -505,6 +507,20 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
         (
             format!("{start}{endpoint}[placeholders]\nX = \"a b\""),
             "placeholder of X",
+        ),
+        (
+            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"sigv4\"\nissues-tokens = true"),
+            "issues-tokens is for hosts that take a credential",
+        ),
+        (
+            format!(
+                "{start}[[endpoint]]\nhosts = [\"**.amazonaws.com\", \"a.test\"]\nput = \"sigv4-of-aws\""
+            ),
+            "a.test: sigv4-of-aws is for hosts of AWS alone",
+        ),
+        (
+            format!("{start}allow-compression = \"yes\"\n{endpoint}"),
+            "allow-compression",
         ),
         ("x".repeat(300_000), "256 KiB"),
     ] {

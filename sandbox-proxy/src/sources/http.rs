@@ -1,5 +1,5 @@
-//! One small request to a server of credentials, over TLS: no redirect is followed and no proxy used, and what comes back
-//! is bounded and wiped.
+//! One small request to a server of credentials, over TLS: no redirect is followed, a proxy is used only where one is
+//! given, and what comes back is bounded and wiped.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,9 +21,14 @@ use zeroize::Zeroizing;
 
 use crate::defence;
 use crate::tls::client::{Clients, parse_roots, server_name};
+use crate::upstream_proxy::{AskError, UpstreamProxy};
 
 /// For the whole exchange: requests of the guest wait for it.
 const EXCHANGE_TIME: Duration = Duration::from_secs(20);
+/// For each step on the way to the server: to look a name up, to connect, for a proxy to answer, for TLS.
+const STEP_TIME: Duration = Duration::from_secs(8);
+/// Addresses of a name that a proxy is asked for, one after the other.
+const MAX_TARGETS: usize = 2;
 /// Tokens have a few KiB; bounds what a server that has gone mad makes the host hold.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Of an answer's head.
@@ -40,6 +45,14 @@ pub(super) enum HttpError {
     Root,
     #[error("it could not be reached")]
     Unreachable(#[from] io::Error),
+    #[error("the upstream proxy could not be reached")]
+    ProxyUnreachable(#[source] io::Error),
+    #[error("the upstream proxy did not connect to it")]
+    Proxy(#[from] AskError),
+    #[error("the upstream proxy did not connect to it: somebody spoke before TLS did")]
+    NotTunnelled,
+    #[error("{} within {} s", .0, STEP_TIME.as_secs())]
+    Step(&'static str),
     #[error("it does not speak HTTP")]
     Http(#[from] hyper::Error),
     #[error("it did not answer within {} s", EXCHANGE_TIME.as_secs())]
@@ -65,6 +78,7 @@ pub(super) enum Plain {
 pub(super) struct Http {
     clients: Arc<Clients>,
     plain: Plain,
+    proxy: Option<UpstreamProxy>,
 }
 
 impl Http {
@@ -77,7 +91,13 @@ impl Http {
         Ok(Self {
             clients: Arc::new(Clients::new(provider, parsed)),
             plain,
+            proxy: None,
         })
+    }
+
+    /// Reaches servers through this proxy, except for those without TLS, which are on this host or beside it.
+    pub(super) fn through(self, proxy: Option<UpstreamProxy>) -> Self {
+        Self { proxy, ..self }
     }
 
     /// Sends a request to the address it has and gives the whole answer.
@@ -113,25 +133,79 @@ impl Http {
         *request.uri_mut() = Uri::try_from(target).map_err(|_| HttpError::Address)?;
         let value = HeaderValue::try_from(authority.as_str()).map_err(|_| HttpError::Address)?;
         request.headers_mut().insert(HOST, value);
-        let mut addresses: Vec<SocketAddr> = match &host {
-            Host::Address(address) => vec![SocketAddr::new(*address, port)],
-            Host::Name(name) => tokio::net::lookup_host((name.as_str(), port)).await?.collect(),
+        let stream = match self.proxy.as_ref().filter(|_| is_tls) {
+            Some(proxy) if proxy.carries(&host, port) => tunnel(proxy, &host, port).await?,
+            _ => self.reach(&host, port, is_tls).await?,
         };
-        if !is_tls && defence::holds("oauth-https-only") {
-            addresses.retain(|address| self.plain.allows(*address));
-            if addresses.is_empty() {
-                return Err(HttpError::NotHttps);
-            }
-        }
-        let stream = TcpStream::connect(addresses.as_slice()).await?;
         if !is_tls {
             return speak(stream, request).await;
         }
         let configs = self.clients.configs().await.map_err(io::Error::other)?;
         let name = server_name(&host).map_err(io::Error::other)?;
         let connector = TlsConnector::from(Arc::clone(&configs.h1));
-        speak(connector.connect(name, stream).await?, request).await
+        let stream = step("TLS was not agreed on", connector.connect(name, stream)).await??;
+        speak(stream, request).await
     }
+
+    /// A connection to the server itself.
+    async fn reach(&self, host: &Host, port: u16, is_tls: bool) -> Result<TcpStream, HttpError> {
+        let mut addresses = step("its name was not looked up", look_up(host, port)).await??;
+        if !is_tls && defence::holds("oauth-https-only") {
+            addresses.retain(|address| self.plain.allows(*address));
+            if addresses.is_empty() {
+                return Err(HttpError::NotHttps);
+            }
+        }
+        let connecting = TcpStream::connect(addresses.as_slice());
+        Ok(step("it was not connected to", connecting).await??)
+    }
+}
+
+/// A connection to the server through the proxy, which is told its name, unless names are to be looked up here.
+async fn tunnel(proxy: &UpstreamProxy, host: &Host, port: u16) -> Result<TcpStream, HttpError> {
+    let targets = if proxy.resolves_here {
+        let found = step("its name was not looked up", look_up(host, port)).await??;
+        let targets = found.iter().map(|address| Host::from(address.ip()));
+        targets.take(MAX_TARGETS).collect()
+    } else {
+        vec![host.clone()]
+    };
+    let mut last = HttpError::Unreachable(io::ErrorKind::NotFound.into());
+    for target in targets {
+        let dialled = async { TcpStream::connect(look_up(&proxy.host, proxy.port).await?.as_slice()).await };
+        let stream = step("the upstream proxy was not connected to", dialled)
+            .await?
+            .map_err(HttpError::ProxyUnreachable)?;
+        let asked = step(
+            "the upstream proxy did not answer",
+            proxy.ask(stream, &target, port),
+        )
+        .await;
+        match asked {
+            Ok(Ok((stream, said))) if said.is_empty() => return Ok(stream),
+            Ok(Ok(_)) => return Err(HttpError::NotTunnelled),
+            Ok(Err(error)) => last = error.into(),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn look_up(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(match host {
+        Host::Address(address) => vec![SocketAddr::new(*address, port)],
+        Host::Name(name) => tokio::net::lookup_host((name.as_str(), port)).await?.collect(),
+    })
+}
+
+/// One step on the way to the server, in its time.
+async fn step<T>(too_slow: &'static str, step: impl Future<Output = T>) -> Result<T, HttpError> {
+    if !defence::holds("source-step-time") {
+        return Ok(step.await);
+    }
+    timeout(STEP_TIME, step)
+        .await
+        .map_err(|_| HttpError::Step(too_slow))
 }
 
 impl Plain {
@@ -191,6 +265,41 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn each_step_on_the_way_has_its_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let port = address.port();
+        let none = || Http::new(&[], Plain::Never).unwrap();
+        let behind = |proxy: UpstreamProxy| none().through(Some(proxy));
+        let at = address.to_string();
+        for (http, url, wanted) in [
+            (none(), format!("https://{address}/"), "TLS was not agreed on"),
+            (
+                behind(UpstreamProxy::http(&at).unwrap()),
+                format!("https://a.test:{port}/"),
+                "the upstream proxy did not answer",
+            ),
+            (
+                behind(UpstreamProxy::socks5(&at).unwrap()),
+                "https://a.test/".to_owned(),
+                "the upstream proxy did not answer",
+            ),
+        ] {
+            let request = Request::get(url).body(Full::default()).unwrap();
+            let asking = tokio::spawn(async move { http.send(request).await });
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            tokio::time::pause();
+            let answer = asking.await.unwrap();
+            assert!(
+                matches!(answer, Err(HttpError::Step(told)) if told == wanted),
+                "{answer:?}"
+            );
+            tokio::time::resume();
+        }
+    }
 
     #[tokio::test]
     async fn server_that_stops_within_its_answer_is_given_up() {

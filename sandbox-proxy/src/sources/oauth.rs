@@ -25,6 +25,7 @@ use super::kept::MARGIN;
 use super::shared::{Keep, Shared, cause};
 use crate::defence;
 use crate::encoding::percent_encode;
+use crate::upstream_proxy::UpstreamProxy;
 
 /// How long a token is kept that came without `expires_in`.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -70,6 +71,7 @@ struct Settings {
     store: Option<StoreFn>,
     roots: Vec<Vec<u8>>,
     plain: Plain,
+    proxy: Option<UpstreamProxy>,
 }
 
 #[derive(Clone)]
@@ -191,6 +193,7 @@ impl OAuth2 {
                 store: None,
                 roots: Vec::new(),
                 plain: Plain::Never,
+                proxy: None,
             }),
             state: Arc::default(),
         }
@@ -244,6 +247,14 @@ impl OAuth2 {
     #[must_use]
     pub fn extra_root(self, certificate: impl Into<Vec<u8>>) -> Self {
         self.with(|settings| settings.roots.push(certificate.into()))
+    }
+
+    /// Reaches the token server through a proxy of the host's network, unless it is one of the proxy's exceptions. What
+    /// is sent and what comes back stay within TLS with the token server. At first no proxy is used, whatever the
+    /// environment says: give [`UpstreamProxy::from_environment`] for that.
+    #[must_use]
+    pub fn upstream_proxy(self, proxy: UpstreamProxy) -> Self {
+        self.with(|settings| settings.proxy = Some(proxy))
     }
 
     /// Also asks a token server on this host without TLS. For stand-ins.
@@ -521,7 +532,7 @@ impl Renewal {
         }
         let settings = &self.source.settings;
         let http = Http::new(&settings.roots, settings.plain).map_err(|error| self.exchange(error))?;
-        Ok(state.http.get_or_init(|| http))
+        Ok(state.http.get_or_init(|| http.through(settings.proxy.clone())))
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {

@@ -1,5 +1,6 @@
 //! A proxy of the host's network, through which upstream is reached.
 
+mod ask;
 mod bypass;
 mod environment;
 
@@ -13,6 +14,7 @@ use sandbox_core::host::{Host, is_in};
 use zeroize::Zeroizing;
 
 use crate::proxy::parse_host_and_port;
+pub(crate) use ask::AskError;
 use bypass::Bypass;
 
 /// A proxy between this host and upstream, as many companies have: HTTP (`CONNECT`, RFC 9110 §9.3.6; plain HTTP by

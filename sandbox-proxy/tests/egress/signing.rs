@@ -594,3 +594,46 @@ async fn aws_is_signed_for_only_as_its_hosts_say_and_never_asked_for_keys() {
     }
     assert_eq!(upstream.seen().len(), 1);
 }
+
+#[tokio::test]
+async fn service_that_is_a_document_signs_and_takes_the_clients_own_credentials_out() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let definition = format!(
+        "format = 1\nname = \"store\"\n\
+         [[endpoint]]\nhosts = [\"{at}\"]\npaths = [\"/bucket/*\"]\nput = \"sigv4\"\n\
+         [strip]\nheaders = [\"x-store-session\"]\nparameters = [\"ticket\"]\n\
+         [placeholders]\nAWS_ACCESS_KEY_ID = \"{PLACEHOLDER}\"\n"
+    );
+    let service = Service::from_toml(&definition).unwrap();
+    let source = Arc::new(Keys(Mutex::new(keys(ID, KEY, Some(TOKEN)))));
+    let running = Running::start(|builder| allowed(builder, &upstream).credential(service, source)).await;
+    let mut client = running.h1(&at).await;
+    let headers = [
+        ("authorization", &*claimed("host")),
+        ("x-store-session", "mine"),
+        ("x-amz-security-token", "mine"),
+    ];
+    for (target, arrives) in [
+        ("/bucket/a?x=1", "/bucket/a?x=1"),
+        (
+            "/bucket/a?ticket=mine&x=1&Ticket=mine&y=%2Fz",
+            "/bucket/a?x=1&y=%2Fz",
+        ),
+        ("/bucket/a?ticket=mine", "/bucket/a"),
+    ] {
+        let response = send(&mut client, put(&upstream, target, &headers, "body")).await;
+        assert_eq!(response.status(), StatusCode::OK, "{}", text(&response));
+        let seen = upstream.last();
+        assert_eq!(seen.target, arrives);
+        assert!(
+            !format!("{:?}", seen.headers).contains("mine"),
+            "{:?}",
+            seen.headers
+        );
+        verify(&[seen], KEY, Some(TOKEN)).await;
+    }
+    let elsewhere = put(&upstream, "/other", &headers, "body");
+    assert_eq!(send(&mut client, elsewhere).await.status(), StatusCode::OK);
+    assert!(!upstream.last().headers.contains_key("authorization"));
+}

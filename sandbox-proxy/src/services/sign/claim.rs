@@ -10,7 +10,7 @@ use super::payload::Payload;
 use super::{CONTENT, DATE, SESSION, SignError, TOKEN};
 use crate::defence;
 use crate::services::query::decode;
-use crate::services::{Service, places};
+use crate::services::{Service, places, query};
 
 /// Parameters of a presigned request (in lower case), all of which are the client's.
 const PARAMETERS: [&str; 9] = [
@@ -170,6 +170,8 @@ pub(super) fn strip(parts: &mut Parts, service: &Service) -> Result<(), SignErro
     for name in [TOKEN, SESSION, DATE, HTTP_DATE, REGION_SET] {
         parts.headers.remove(name);
     }
+    // Some servers that take signatures take other credentials, too.
+    query::set(parts, &service.stripped_parameters, None).map_err(|query::Unwritable| SignError::Form)?;
     let query = parts.uri.query().unwrap_or("");
     let is_signature = |name: &str| PARAMETERS.contains(&name);
     if !parameters(query).any(|(_, name, _)| is_signature(&name)) {

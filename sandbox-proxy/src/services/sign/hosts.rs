@@ -1,19 +1,18 @@
-//! AWS: its hosts, which of them a signature may be for, and what a sandbox may not ask of them.
+//! AWS: which of its hosts a signature may be for, and what a sandbox may not ask of them. The service itself is data.
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
-use sandbox_core::host::Host;
+use sandbox_core::host::{Host, is_in};
 
 use super::{Claim, SESSION, SignError, TOKEN};
 use crate::defence;
 use crate::services::Service;
-use crate::services::endpoint::Placement;
+use crate::services::endpoint::{Hosts, Placement};
 use crate::services::query::decode;
 
-/// Where AWS's services are: all of these at any depth.
-const HOSTS: [&str; 3] = ["**.amazonaws.com", "**.amazonaws.com.cn", "**.api.aws"];
-const ENDS: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
+/// What the names of AWS's services end with. Before it stand region and service, in ways that no pattern says.
+const ZONES: [&str; 3] = ["amazonaws.com", "amazonaws.com.cn", "api.aws"];
 
 /// Labels under which customers' machines and pages are.
 const CUSTOMERS: [&str; 5] = ["compute", "compute-1", "elb", "elasticbeanstalk", "s3-website"];
@@ -54,34 +53,29 @@ const IAM_KEYS: [&str; 5] = [
 ];
 
 impl Service {
-    /// Amazon Web Services, all of them: requests that are signed with the placeholder keys (Signature Version 4) are
-    /// signed again with those of [`sources::Aws`](crate::sources::Aws). Not signed are requests for other regions or
-    /// services than the host's, and those that ask AWS for keys (`sts:AssumeRole`, `iam:CreateAccessKey`, …), which
-    /// would be real ones.
-    ///
-    /// The keys may do what they may: give a sandbox a role of its own.
-    pub fn aws() -> Self {
-        let mut service = Self::custom("aws")
-            .environment("AWS_ACCESS_KEY_ID", "AKIASANDBOX{unique}")
-            .environment("AWS_SECRET_ACCESS_KEY", "sandbox-placeholder-{unique}");
-        for host in HOSTS {
-            service = service.endpoint(host, Vec::new(), Placement::SigV4 { of_aws: true });
-        }
-        service.strips_sessions()
-    }
-
     /// A host that takes AWS Signature Version 4, for instance a store that speaks S3. Credentials for it are
     /// [`Credential::Aws`](sandbox_core::Credential::Aws). Requests for keys of its own are not signed here either, where
     /// they are for `sts` or `iam` as AWS has them.
     #[must_use]
-    pub fn sigv4(self, host: &str) -> Self {
-        self.endpoint(host, Vec::new(), Placement::SigV4 { of_aws: false })
-            .strips_sessions()
+    pub fn sigv4(mut self, host: &str) -> Self {
+        let placement = self.signature_placement(false);
+        self.endpoint(host, Vec::new(), placement)
     }
 
-    fn strips_sessions(self) -> Self {
-        self.also_strips(TOKEN.as_str()).also_strips(SESSION.as_str())
+    /// The placement as a signature; the tokens of temporary keys and of sessions become places for the client's own.
+    pub(in crate::services) fn signature_placement(&mut self, of_aws: bool) -> Placement {
+        self.stripped_headers.extend([TOKEN, SESSION]);
+        Placement::SigV4 { of_aws }
     }
+}
+
+/// Whether all of these are hosts of AWS's services.
+pub(in crate::services) fn is_of_aws(hosts: &Hosts) -> bool {
+    let name = match hosts {
+        Hosts::Exact(host) => host.name(),
+        Hosts::Children(base) | Hosts::Descendants(base) => Some(base),
+    };
+    name.is_some_and(|name| ZONES.iter().any(|zone| is_in(name.as_str(), zone)))
 }
 
 /// Whether a signature can be for this host: the guest chooses both.
@@ -97,7 +91,8 @@ pub(super) fn check(host: &Host, claim: &Claim) -> Result<(), SignError> {
 
 fn fits(host: &Host, claim: &Claim) -> bool {
     let Some(name) = host.name() else { return false };
-    let Some(name) = ENDS.iter().find_map(|end| name.as_str().strip_suffix(end)) else {
+    let before = |zone| name.as_str().strip_suffix(zone)?.strip_suffix('.');
+    let Some(name) = ZONES.into_iter().find_map(before) else {
         return false;
     };
     let labels: Vec<_> = name.split('.').collect();

@@ -32,6 +32,7 @@ use crate::proxy::RequestBody;
 pub(crate) use claim::Claim;
 use claim::Form;
 pub(crate) use hosts::Keys;
+pub(super) use hosts::is_of_aws;
 use key::{ALGORITHM, Scope};
 use payload::Payload;
 

@@ -5,10 +5,20 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::super::inject::Injected;
 use super::super::*;
-use super::{basic, directory, request, send};
+use super::{basic, directory, managed, request, send};
+
+/// What arrives is a signature, which tests of its own verify.
+const SIGNED: &str = "signed";
 
 /// One request to a built-in service, and what must arrive: a header or the whole target.
 const TABLE: &[(&str, &str, &str, &str, &str)] = &[
+    (
+        "anaconda.org",
+        "api.anaconda.org",
+        "/package/a/b",
+        "authorization",
+        "token SECRET",
+    ),
     (
         "anthropic",
         "api.anthropic.com",
@@ -16,6 +26,9 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "x-api-key",
         "SECRET",
     ),
+    ("aws", "anyany.amazonaws.com", "/", "authorization", SIGNED),
+    ("aws", "anyany.amazonaws.com.cn", "/", "authorization", SIGNED),
+    ("aws", "anyany.api.aws", "/", "authorization", SIGNED),
     (
         "bitbucket",
         "api.bitbucket.org",
@@ -179,6 +192,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "authorization",
         "Bearer SECRET",
     ),
+    ("hex.pm", "hex.pm", "/api/publish", "authorization", "SECRET"),
     (
         "huggingface",
         "huggingface.co",
@@ -230,6 +244,21 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ),
     ("npm", "any.npmjs.org", "/a", "authorization", "Bearer SECRET"),
     (
+        "nuget",
+        "any.nuget.org",
+        "/api/v2/package/",
+        "x-nuget-apikey",
+        "SECRET",
+    ),
+    (
+        "nuget",
+        "any.nuget.org",
+        "/api/v2/symbolpackage/",
+        "x-nuget-apikey",
+        "SECRET",
+    ),
+    ("nuget", "any.nuget.org", "/v3/index.json", "x-nuget-apikey", "-"),
+    (
         "openai",
         "api.openai.com",
         "/v1/models",
@@ -251,6 +280,63 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "authorization",
         "Bearer SECRET",
     ),
+    (
+        "pkg.dev",
+        "any.pkg.dev",
+        "/v2/token",
+        "authorization",
+        "Basic oauth2accesstoken:SECRET",
+    ),
+    (
+        "pkg.dev",
+        "any.pkg.dev",
+        "/v2/a/b/manifests/c",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "pkg.dev",
+        "gcr.io",
+        "/v2/token",
+        "authorization",
+        "Basic oauth2accesstoken:SECRET",
+    ),
+    (
+        "pkg.dev",
+        "gcr.io",
+        "/v2/a/b/manifests/c",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "pkg.dev",
+        "any.gcr.io",
+        "/v2/token",
+        "authorization",
+        "Basic oauth2accesstoken:SECRET",
+    ),
+    (
+        "pkg.dev",
+        "any.gcr.io",
+        "/v2/a/b/manifests/c",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    (
+        "pkg.dev",
+        "any.pkg.dev",
+        "/artifacts-downloads/a",
+        "authorization",
+        "-",
+    ),
+    (
+        "pub.dev",
+        "pub.dev",
+        "/api/packages/versions/new",
+        "authorization",
+        "Bearer SECRET",
+    ),
+    ("pub.dev", "pub.dev", "/packages/a", "authorization", "-"),
     (
         "pypi",
         "any.pypi.org",
@@ -294,6 +380,12 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
 fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_clients() {
     for (name, host, path, header, wanted) in TABLE {
         let service = Service::known(name).unwrap();
+        if *wanted == SIGNED {
+            let managed = managed(&service, host).unwrap();
+            let placement = &managed.endpoint(path).unwrap().placement;
+            assert_eq!(*placement, Placement::SigV4 { of_aws: true }, "{name} {host}");
+            continue;
+        }
         let mut query = vec!["alt=sse".to_owned()];
         let sent = service.stripped_parameters.iter();
         query.extend(sent.map(|name| format!("{}=mine", name.replace('$', "%24"))));
@@ -380,6 +472,7 @@ fn table_has_every_host_of_every_built_in_service() {
     assert!(Service::known("nonsense").is_none());
     for service in [
         Service::anthropic(),
+        Service::aws(),
         Service::openai(),
         Service::github(),
         Service::gitlab(),
@@ -407,8 +500,13 @@ fn built_in_placeholders_are_in_form_and_unmistakable() {
         service.fill_placeholders(&tag);
         for (variable, placeholder) in service.placeholders() {
             let plain = placeholder.to_lowercase().replace('-', "");
-            assert!(plain.contains("sandboxplaceholder"), "{variable} {placeholder}");
-            assert!(placeholder.ends_with(tag.as_str()), "{variable} {placeholder}");
+            // All that is left of AWS's form.
+            let (word, own) = match variable.as_str() {
+                "AWS_ACCESS_KEY_ID" => ("akiasandbox", tag.fill("{UNIQUE}")),
+                _ => ("sandboxplaceholder", tag.as_str().to_owned()),
+            };
+            assert!(plain.contains(word), "{variable} {placeholder}");
+            assert!(placeholder.ends_with(&own), "{variable} {placeholder}");
         }
     }
     let of = |name, variable| {
@@ -418,7 +516,10 @@ fn built_in_placeholders_are_in_form_and_unmistakable() {
         found.next().unwrap().1.clone()
     };
     for (name, variable, prefix, length) in [
+        ("aws", "AWS_ACCESS_KEY_ID", "AKIA", 20),
+        ("aws", "AWS_SECRET_ACCESS_KEY", "", 40),
         ("github", "GH_TOKEN", "ghp_", 40),
+        ("nuget", "NUGET_API_KEY", "oy2", 46),
         ("google", "GEMINI_API_KEY", "AIza", 39),
         ("npm", "NPM_TOKEN", "npm_", 40),
         ("groq", "GROQ_API_KEY", "gsk_", 56),

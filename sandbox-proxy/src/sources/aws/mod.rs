@@ -46,6 +46,8 @@ pub struct Aws {
 #[derive(Debug, Clone)]
 enum Place {
     Environment,
+    /// The role that variables name.
+    WebIdentity,
     Profile,
     Process(Vec<OsString>),
     Container,
@@ -83,12 +85,14 @@ struct RelativePath(&'static str);
 
 impl Aws {
     /// Where AWS's own tools look on a developer's machine: the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
-    /// `AWS_SESSION_TOKEN`, then the profile `AWS_PROFILE`, or `default`, as [`profile`](Self::profile) does.
+    /// `AWS_SESSION_TOKEN`, then the role of `AWS_ROLE_ARN` and `AWS_WEB_IDENTITY_TOKEN_FILE`, for which AWS's
+    /// command-line tool must be installed, then the profile `AWS_PROFILE`, or `default`, as [`profile`](Self::profile)
+    /// does.
     pub fn standard() -> Self {
-        Self::at(vec![Place::Environment, Place::Profile])
+        Self::at(vec![Place::Environment, Place::WebIdentity, Place::Profile])
     }
 
-    /// The variables alone.
+    /// The variables with keys alone.
     pub fn environment() -> Self {
         Self::at(vec![Place::Environment])
     }
@@ -176,6 +180,7 @@ impl Aws {
         for place in &self.places {
             let found = match place {
                 Place::Environment => self.of_environment()?,
+                Place::WebIdentity => self.of_web_identity().await?,
                 Place::Profile => profile::keys(&self).await?,
                 Place::Process(command) => Some(self.of_process(command).await?),
                 Place::Container => server::container(&self).await?,
@@ -206,6 +211,15 @@ impl Aws {
         }
     }
 
+    /// The keys of the role that variables name, if they do: the tool reads them itself, and says what is missing.
+    async fn of_web_identity(&self) -> Result<Option<Issued>, CredentialError> {
+        if self.path("AWS_WEB_IDENTITY_TOKEN_FILE")?.is_none() {
+            return Ok(None);
+        }
+        let described = "role of AWS_WEB_IDENTITY_TOKEN_FILE";
+        profile::of_tool(self, described.to_owned(), None).await.map(Some)
+    }
+
     async fn of_process(&self, command: &[OsString]) -> Result<Issued, CredentialError> {
         let described = "credential process";
         let (program, arguments) = command
@@ -229,6 +243,7 @@ impl CredentialSource for Aws {
             .iter()
             .map(|place| match place {
                 Place::Environment => "environment".to_owned(),
+                Place::WebIdentity => "web identity".to_owned(),
                 Place::Profile => match &self.profile {
                     Some(name) => format!("profile {name}"),
                     None => "profile".to_owned(),

@@ -69,30 +69,39 @@ pub(super) async fn keys(aws: &Aws) -> Result<Option<Issued>, CredentialError> {
         return aws.of_process(&words).await.map(Some);
     }
     if ELSEWHERE.iter().any(|key| settings.contains_key(*key)) {
-        return of_tool(aws, name).await.map(Some);
+        if aws.files.is_some() {
+            return Err(malformed(
+                &described,
+                "it takes a role or signs in: outside the usual files, use Aws::process with `aws configure export-credentials`",
+            ));
+        }
+        return of_tool(aws, described, Some(name)).await.map(Some);
     }
     Ok(None)
 }
 
-/// What such a profile needs.
+/// What such a profile, or a role, needs.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`aws configure export-credentials` failed, which profiles that take a role or sign in need: see whether it works"
+    "`aws configure export-credentials` failed, which profiles that take a role or sign in and roles in variables need: see whether it works"
 )]
 struct ToolFailed(#[source] Box<dyn std::error::Error + Send + Sync>);
 
-/// The keys of a profile that takes a role or signs in: AWS's own tool knows how, and keeps what it signed in to.
-async fn of_tool(aws: &Aws, name: &str) -> Result<Issued, CredentialError> {
-    let described = format!("AWS profile {name}");
-    if aws.files.is_some() {
-        return Err(malformed(
-            &described,
-            "it takes a role or signs in: outside the usual files, use Aws::process with `aws configure export-credentials`",
-        ));
+/// The keys of a profile that takes a role or signs in, or of the role that variables name: AWS's own tool knows how,
+/// and keeps what it signed in to.
+pub(super) async fn of_tool(
+    aws: &Aws,
+    described: String,
+    profile: Option<&str>,
+) -> Result<Issued, CredentialError> {
+    // It reads these itself, and runs commands that stand there.
+    for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "HOME"] {
+        aws.path(variable)?;
     }
     let mut command = aws.tool.clone();
     command.extend(["configure", "export-credentials", "--format", "process"].map(OsString::from));
-    command.push(format!("--profile={name}").into());
+    // With a profile it reads no variables.
+    command.extend(profile.map(|name| OsString::from(format!("--profile={name}"))));
     aws.of_process(&command).await.map_err(|error| match error {
         CredentialError::Failed { cause, .. } => CredentialError::Failed {
             source_name: described,

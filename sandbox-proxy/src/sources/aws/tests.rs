@@ -113,11 +113,51 @@ async fn changed_files_act_at_once_and_sections_do_not_mix() {
     assert!(error.contains("export-credentials"), "{error}");
 }
 
+/// Stands for AWS's own tool: says how it was called.
+fn tool() -> Vec<OsString> {
+    let script = "printf '{\"Version\":1,\"AccessKeyId\":\"T\",\"SecretAccessKey\":\"%s\"}' \"$(echo \"$*\" | tr ' ' ,)\"";
+    ["sh", "-c", script, "aws"].map(OsString::from).to_vec()
+}
+
+#[tokio::test]
+async fn role_that_variables_name_is_asked_for_with_awss_own_tool_after_keys_and_before_profiles() {
+    let directory = tempfile::tempdir().unwrap();
+    let stored = "[default]\naws_access_key_id=FILE\naws_secret_access_key=s\n";
+    let [a, b] = files(directory.path(), stored, "");
+    let all = [
+        ("AWS_ACCESS_KEY_ID", "ENV"),
+        ("AWS_SECRET_ACCESS_KEY", "e"),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token"),
+        (a.0, a.1.as_str()),
+        (b.0, b.1.as_str()),
+    ];
+    let source = |source: Aws, variables: &[(&str, &str)]| Aws {
+        tool: tool(),
+        ..with(source, variables)
+    };
+    let role = "T configure,export-credentials,--format,process -";
+    assert_eq!(keys(&source(Aws::standard(), &all)).await, "ENV e -");
+    assert_eq!(keys(&source(Aws::standard(), &all[2..])).await, role);
+    // Without a role the tool says what is missing.
+    assert_eq!(keys(&source(Aws::standard(), &all[3..])).await, role);
+    let without_token = [all[2], all[4], all[5]];
+    assert_eq!(keys(&source(Aws::standard(), &without_token)).await, "FILE s -");
+    assert_eq!(keys(&source(Aws::profile("default"), &all)).await, "FILE s -");
+    let beside = [all[2], ("AWS_WEB_IDENTITY_TOKEN_FILE", "token"), all[4], all[5]];
+    let error = fetch(&source(Aws::standard(), &beside)).await.unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("AWS_WEB_IDENTITY_TOKEN_FILE"), "{cause}");
+    let missing = Aws {
+        tool: vec!["/nonexistent/aws".into()],
+        ..with(Aws::standard(), &all[2..])
+    };
+    let error = fetch(&missing).await.unwrap_err().to_string();
+    assert!(error.contains("web identity"), "{error}");
+}
+
 #[tokio::test]
 async fn profiles_that_take_a_role_or_sign_in_are_asked_for_with_awss_own_tool() {
-    // Says how it was called.
-    let script = "printf '{\"Version\":1,\"AccessKeyId\":\"T\",\"SecretAccessKey\":\"%s\"}' \"$(echo \"$*\" | tr ' ' ,)\"";
-    let tool = ["sh", "-c", script, "aws"].map(OsString::from).to_vec();
     for settings in [
         "role_arn = r\nsource_profile = y",
         "sso_session = s",
@@ -127,7 +167,7 @@ async fn profiles_that_take_a_role_or_sign_in_are_asked_for_with_awss_own_tool()
         let [a, b] = files(directory.path(), "", &format!("[profile dev]\n{settings}\n"));
         let variables = [(a.0, a.1.as_str()), (b.0, b.1.as_str())];
         let source = Aws {
-            tool: tool.clone(),
+            tool: tool(),
             ..with(Aws::profile("dev"), &variables)
         };
         assert_eq!(
@@ -217,6 +257,19 @@ async fn files_beside_the_program_are_never_read() {
     for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
         let relative = with(Aws::standard(), &[(variable, &named), ("HOME", "/nonexistent")]);
         assert!(cause(fetch(&relative).await).contains(variable));
+    }
+    // Nor are they by a tool that is run.
+    let role = ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token");
+    for (variable, value) in [
+        ("AWS_SHARED_CREDENTIALS_FILE", named.as_str()),
+        ("AWS_CONFIG_FILE", &named),
+        ("HOME", home),
+    ] {
+        let source = Aws {
+            tool: tool(),
+            ..with(Aws::standard(), &[role, (variable, value)])
+        };
+        assert!(cause(fetch(&source).await).contains(variable), "{variable}");
     }
     let token = [
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/"),
