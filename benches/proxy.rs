@@ -108,7 +108,10 @@ async fn compare(run: &Run, report: &mut Report) -> Result<()> {
         cases::rates_h2(run, &subjects, report).await?;
     }
     if is_case("latency-h1") {
-        cases::latencies(run, &subjects, report).await?;
+        cases::latencies(run, &subjects, false, report).await?;
+    }
+    if is_case("latency-h2") {
+        cases::latencies(run, &subjects, true, report).await?;
     }
     if is_case("download-h1") {
         cases::downloads(run, &subjects, false, report).await?;

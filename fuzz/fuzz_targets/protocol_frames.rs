@@ -20,6 +20,10 @@ fn control(bytes: &[u8], piece: usize) {
         while let Ok(Some(message)) = decoder.next() {
             let mut out = Vec::new();
             frame::encode_into(&message, &mut out).expect("what came in a frame fits a frame");
+            let mut again = Decoder::<AgentMessage>::new();
+            again.push(&out);
+            assert_eq!(again.next(), Ok(Some(message)));
+            assert_eq!(again.finish(), Ok(()));
         }
     }
     let _ends_inside_a_frame = decoder.finish();

@@ -226,10 +226,108 @@ mod tests {
         }
     }
 
+    /// A text as C's `inet_aton` reads it: one to four numbers in decimal, octal or hex, of which the last fills what
+    /// the others leave.
+    fn by_inet_aton(text: &str) -> Option<Ipv4Addr> {
+        let number = |part: &str| {
+            let lower = part.to_ascii_lowercase();
+            match (lower.strip_prefix("0x"), lower.strip_prefix('0')) {
+                (Some(hex), _) => u64::from_str_radix(hex, 16).ok(),
+                (None, Some(octal)) if !octal.is_empty() => u64::from_str_radix(octal, 8).ok(),
+                _ => lower.parse().ok(),
+            }
+        };
+        let parts: Vec<u64> = text.split('.').map(number).collect::<Option<_>>()?;
+        let (last, others) = parts.split_last()?;
+        let rest = 32_u32.checked_sub(8 * u32::try_from(others.len()).ok()?)?;
+        if rest == 0 || *last >= 1 << rest || others.iter().any(|part| *part > 255) {
+            return None;
+        }
+        let high = others.iter().fold(0, |high, part| high << 8 | part);
+        Some(Ipv4Addr::from_bits(u32::try_from(high << rest | last).ok()?))
+    }
+
+    const LABEL: &str = "[a-z0-9_]([a-z0-9_-]{0,6}[a-z0-9_])?";
+
     proptest! {
+        #[test]
+        fn every_spelling_of_a_name_is_one_and_in_the_documented_form(
+            labels in proptest::collection::vec(LABEL, 0..4),
+            last in "[a-z][a-z0-9]{0,5}",
+            upper in any::<u64>(),
+            dots in proptest::collection::vec(prop::sample::select(vec!['.', '\u{3002}', '\u{ff0e}', '\u{ff61}']), 4),
+            is_rooted in any::<bool>(),
+        ) {
+            let plain = labels.iter().map(|label| format!("{label}.")).collect::<String>() + &last;
+            let mut dots = dots.into_iter();
+            let mut spelt: String = plain
+                .chars()
+                .enumerate()
+                .map(|(at, c)| match c {
+                    '.' => dots.next().unwrap_or('.'),
+                    c if upper >> (at % 64) & 1 == 1 => c.to_ascii_uppercase(),
+                    c => c,
+                })
+                .collect();
+            if is_rooted {
+                spelt.push('.');
+            }
+            // What looks like an A-label and is none is refused, in every spelling.
+            match (plain.parse::<Host>(), spelt.parse::<Host>()) {
+                (Ok(Host::Name(one)), Ok(Host::Name(other))) => {
+                    prop_assert_eq!(one.as_str(), plain);
+                    prop_assert_eq!(one, other);
+                }
+                (one, other) => {
+                    prop_assert!(labels.iter().chain([&last]).any(|label| label.contains("--")), "{:?}", one);
+                    prop_assert_eq!(one, other);
+                }
+            }
+        }
+
+        #[test]
+        fn every_address_is_one_in_each_of_its_forms(v4 in any::<u32>(), v6 in any::<u128>()) {
+            let (v4, v6) = (Ipv4Addr::from_bits(v4), Ipv6Addr::from_bits(v6));
+            let host = Host::from(IpAddr::V4(v4));
+            let [a, b, c, d] = v4.octets();
+            let mapped = v4.to_ipv6_mapped();
+            for form in [
+                v4.to_string(),
+                format!("[{mapped}]"),
+                mapped.to_string(),
+                format!("[::ffff:{a:02x}{b:02x}:{c:02x}{d:02x}]"),
+                format!("[0:0:0:0:0:FFFF:{v4}]"),
+            ] {
+                prop_assert_eq!(form.parse::<Host>(), Ok(host.clone()), "{}", form);
+            }
+            let host = Host::from(IpAddr::V6(v6));
+            let whole = v6.segments().map(|segment| format!("{segment:04X}")).join(":");
+            for form in [v6.to_string(), format!("[{v6}]"), format!("[{whole}]"), whole] {
+                prop_assert_eq!(form.parse::<Host>(), Ok(host.clone()), "{}", form);
+            }
+        }
+
+        #[test]
+        fn what_c_reads_as_an_address_is_that_address_or_refused(
+            text in "((0[xX]?)?[0-9a-fA-F]{0,4}\\.){0,3}(0[xX]?)?[0-9a-fA-F]{1,10}",
+        ) {
+            if let Some(address) = by_inet_aton(&text) {
+                match text.parse::<Host>() {
+                    Ok(host) => prop_assert_eq!(host, Host::from(IpAddr::V4(address))),
+                    Err(error) => prop_assert_eq!(error, InvalidHost::OddAddress),
+                }
+            }
+        }
+
         #[test]
         fn parsing_is_idempotent_and_never_panics(text in "\\PC{0,80}") {
             if let Ok(host) = text.parse::<Host>() {
+                if let Host::Name(name) = &host {
+                    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+                    prop_assert!(name.as_str().len() <= 253 && name.as_str().bytes().all(is_plain), "{}", name);
+                    prop_assert!(name.as_str().split('.').all(|label| (1..=63).contains(&label.len())));
+                    prop_assert_eq!(by_inet_aton(name.as_str()), None);
+                }
                 prop_assert_eq!(host.to_string().parse::<Host>(), Ok(host));
             }
         }

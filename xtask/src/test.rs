@@ -197,7 +197,15 @@ fn cargo_test(mut test: Command, filter: Option<&str>) -> Result<Count, TaskErro
 
 fn end_to_end_programs() -> Result<Vec<PathBuf>, TaskError> {
     // Tests run them, and find them beside themselves.
-    compile(&["build", "--package", "sandbox", "--examples", "--quiet"])?;
+    compile(&[
+        "build",
+        "--package",
+        "sandbox",
+        "--package",
+        "sandbox-proxy",
+        "--examples",
+        "--quiet",
+    ])?;
     let programs = compile(&[
         "test",
         "--package",

@@ -133,19 +133,44 @@ fn report_rates(turns: &Turns, subjects: &[Subject], case: &str, report: &mut Re
     }
 }
 
-/// Small requests one after another on one connection, and what is added to going there directly.
-pub async fn latencies(run: &Run, subjects: &[Subject], report: &mut Report) -> Result<()> {
+/// A connection on which one request follows another.
+enum Single {
+    H1(Box<H1>),
+    H2(H2),
+}
+
+impl Single {
+    async fn open(run: &Run, subject: &Subject, h2: bool) -> Result<Self> {
+        Ok(if h2 {
+            Self::H2(H2::open(&subject.way, run.upstream.h2).await?)
+        } else {
+            Self::H1(Box::new(H1::open(&subject.way, run.upstream.h1).await?))
+        })
+    }
+
+    /// How long each request took, in seconds.
+    async fn one_by_one(&mut self, time: Duration) -> Result<Vec<f64>> {
+        match self {
+            Self::H1(connection) => load::one_by_one(connection, time).await,
+            Self::H2(connection) => load::one_by_one_h2(connection, time).await,
+        }
+    }
+}
+
+/// Small requests one after another on one connection, over HTTP/1.1 or HTTP/2, and what is added to going there
+/// directly.
+pub async fn latencies(run: &Run, subjects: &[Subject], h2: bool, report: &mut Report) -> Result<()> {
     let mut connections = Vec::new();
-    for subject in subjects {
-        let mut connection = H1::open(&subject.way, run.upstream.h1).await?;
-        load::one_by_one(&mut connection, WARM_TIME).await?;
-        connections.push(connection);
+    for subject in subjects.iter().filter(|subject| subject.speaks_h2 || !h2) {
+        let mut connection = Single::open(run, subject, h2).await?;
+        connection.one_by_one(WARM_TIME).await?;
+        connections.push((subject, connection));
     }
     let mut turns = Turns::default();
     for _ in 0..TURNS {
         let mut direct = HashMap::new();
-        for (subject, connection) in subjects.iter().zip(&mut connections) {
-            let mut all = load::one_by_one(connection, LATENCY_TIME).await?;
+        for (subject, connection) in &mut connections {
+            let mut all = connection.one_by_one(LATENCY_TIME).await?;
             all.sort_by(f64::total_cmp);
             for (percent, metric, added) in [(50, "p50", "added p50"), (99, "p99", "added p99")] {
                 let value = all.get(all.len() * percent / 100).copied().unwrap_or(f64::NAN) * 1e3;
@@ -157,10 +182,11 @@ pub async fn latencies(run: &Run, subjects: &[Subject], report: &mut Report) -> 
             }
         }
     }
+    let case = if h2 { "latency-h2" } else { "latency-h1" };
     for subject in subjects {
         for metric in ["p50", "p99", "added p50", "added p99"] {
             if let Some(value) = turns.median(subject.name, metric) {
-                report.add(subject.name, "latency-h1", metric, "ms", value);
+                report.add(subject.name, case, metric, "ms", value);
             }
         }
     }

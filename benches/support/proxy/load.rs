@@ -244,7 +244,18 @@ pub async fn hammer_h2(connections: &[H2], streams: usize, time: Duration) -> Re
     Ok((total, started.elapsed()))
 }
 
-/// Latencies of requests one after another, in seconds.
+/// Latencies of requests one after another over HTTP/2, in seconds.
+pub async fn one_by_one_h2(connection: &mut H2, time: Duration) -> Result<Vec<f64>> {
+    let (started, mut latencies) = (Instant::now(), Vec::new());
+    while started.elapsed() < time {
+        let before = Instant::now();
+        connection.get("/small").await?;
+        latencies.push(before.elapsed().as_secs_f64());
+    }
+    Ok(latencies)
+}
+
+/// Latencies of requests one after another over HTTP/1.1, in seconds.
 pub async fn one_by_one(connection: &mut H1, time: Duration) -> Result<Vec<f64>> {
     let (request, mut buffer) = (connection.request("/small"), buffer());
     let (started, mut latencies) = (Instant::now(), Vec::new());

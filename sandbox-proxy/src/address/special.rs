@@ -1,8 +1,10 @@
 //! The table of addresses that are no public hosts, row by row from its sources.
 //!
-//! * IANA registry "IPv4 Special-Purpose Address Space" (RFC 6890, RFC 8190): every row of it, also those that are
-//!   globally reachable, since none is a host that somebody means by a name.
-//! * IANA registry "IPv6 Special-Purpose Address Space" (the same): every row.
+//! * IANA IPv4 Special-Purpose Address Registry (RFC 6890, RFC 8190), as of 2026-07-18: every row of it, also those that
+//!   are globally reachable, since none is a host that somebody means by a name. Two lie within a wider row here:
+//!   0.0.0.0/32 and 192.88.99.2/32. <https://www.iana.org/assignments/iana-ipv4-special-registry/>
+//! * IANA IPv6 Special-Purpose Address Registry (the same), as of 2026-07-18: every row.
+//!   <https://www.iana.org/assignments/iana-ipv6-special-registry/>
 //! * IANA registries "IPv4 Address Space" (224/4 multicast, 240/4 reserved) and "IPv6 Address Space" (what is outside
 //!   2000::/3 is not global unicast; `fec0::/10` was site-local, RFC 3879).
 //! * Documentation of cloud providers for metadata services, some of which are outside all those.
@@ -291,6 +293,14 @@ mod tests {
         for range in special_ranges() {
             assert!(tested(range), "{range} is not tested");
             assert!(!range.source.is_empty());
+        }
+    }
+
+    #[test]
+    fn rows_of_the_registry_within_wider_ones_are_special() {
+        for (address, wanted) in [("0.0.0.0", "this network"), ("192.88.99.2", "6to4 relay anycast")] {
+            assert_eq!(name(address), Some(wanted), "{address}");
+            assert!(network_is_special(address.parse().unwrap(), 32), "{address}");
         }
     }
 

@@ -19,7 +19,7 @@ use crate::defence::holds;
 pub struct Preset {
     /// What it is called, and what its set is called.
     pub name: &'static str,
-    /// Rises with every change of its rules, so that an audit log can be read against them.
+    /// Rises with every change of its rules: who keeps it sees that a new release changed them.
     pub version: u32,
     /// Its rules, as [`Rules::parse`] takes them, with comments.
     pub text: &'static str,

@@ -20,6 +20,8 @@
 //! `limits` has every limit, and `io`, `bulk` and `unless` are what streams are held with.
 
 mod asking;
+#[cfg(test)]
+mod authorities;
 mod body;
 mod builder;
 mod bulk;

@@ -166,6 +166,8 @@ pub(crate) const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A client hello of rustls, from memory.
@@ -336,5 +338,75 @@ mod tests {
             "a rule for an address allows no name"
         );
         assert!(!asks(Some("api.test"), "other.test"));
+    }
+
+    /// Hellos with a few bytes changed, put in or left out, and what starts like a record.
+    fn near_hellos() -> impl Strategy<Value = Vec<u8>> {
+        let usual = hello("api.example.com", &[b"h2", b"http/1.1"]);
+        let mut split = usual.clone();
+        // The same message in two records.
+        let [high, low] = u16::try_from(usual.len() - 105).unwrap().to_be_bytes();
+        split.splice(105..105, [HANDSHAKE, 3, 1, high, low]);
+        split[3..5].copy_from_slice(&[0, 100]);
+        assert_eq!(kind(&split), "hello");
+        let starts = prop::sample::select(vec![usual, split]);
+        // Most of what a hello says stands at its start.
+        let place = prop_oneof![0..12usize, 0..200usize, any::<usize>()];
+        let changes = proptest::collection::vec((place, 0..3u8, any::<u8>()), 0..4);
+        let changed = (starts, changes, any::<usize>(), any::<bool>()).prop_map(
+            |(mut bytes, changes, end, is_whole)| {
+                for (at, change, byte) in changes {
+                    let at = at % bytes.len();
+                    match change {
+                        0 => bytes[at] = byte,
+                        1 => bytes.insert(at, byte),
+                        _ => drop(bytes.remove(at)),
+                    }
+                }
+                if !is_whole {
+                    bytes.truncate(end % bytes.len());
+                }
+                bytes
+            },
+        );
+        let any_byte = proptest::collection::vec(any::<u8>(), 0..40);
+        let small = proptest::collection::vec(0..23u8, 0..14);
+        let head = prop::sample::select(vec![
+            vec![],
+            vec![20],
+            vec![21],
+            vec![22],
+            vec![22, 3, 1],
+            vec![128],
+        ]);
+        let other = (head, small, any_byte).prop_map(|(head, small, any)| [head, small, any].concat());
+        prop_oneof![changed, other]
+    }
+
+    /// What a stream starts with when it comes in pieces of these sizes, again and again; in one piece if there is none.
+    fn told(bytes: &[u8], sizes: &[usize]) -> String {
+        let mut sniffer = Sniffer::default();
+        let (mut rest, mut sizes) = (bytes, sizes.iter().cycle());
+        while !rest.is_empty() {
+            let size = sizes.next().map_or(rest.len(), |size| rest.len().min(*size));
+            let (piece, after) = rest.split_at(size);
+            if let Some(start) = sniffer.push(piece) {
+                return format!("{start:?}");
+            }
+            rest = after;
+        }
+        format!("{:?}", sniffer.push(&[]).expect("it has ended"))
+    }
+
+    proptest! {
+        #[test]
+        fn start_is_the_same_however_it_is_cut(
+            bytes in near_hellos(),
+            sizes in proptest::collection::vec(prop_oneof![1..9usize, 1..600usize], 1..20),
+        ) {
+            let whole = told(&bytes, &[]);
+            prop_assert_eq!(told(&bytes, &[1]), whole.as_str());
+            prop_assert_eq!(told(&bytes, &sizes), whole.as_str());
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Bodies of a gigabyte, made and compared as they go: every byte arrives, in its place, and nobody holds more than a
-//! little of them.
+//! Bodies of a gigabyte or a quarter of one, made and compared as they go: every byte arrives, in its place, and nobody
+//! holds more than a little of them.
 //!
 //! Each test runs in a process of its own, in which client, proxy and upstream are all there is: what the process grows
 //! by is what they hold together.
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -26,6 +26,9 @@ use crate::support::*;
 /// Set in the processes that the tests start.
 const INNER: &str = "SANDBOX_TEST_HUGE";
 const LENGTH: u64 = 1 << 30;
+/// Of bodies that would make a test long: a build without optimisation searches no more than 100 MiB of what comes down
+/// in a second. Many times what the process may grow by.
+const QUARTER: u64 = LENGTH / 4;
 /// What goes first, so that buffers and the allocator have the size that they need.
 const WARM_UP: u64 = 64 << 20;
 /// Bodies are made of pieces of this size, which are much more than one frame or record.
@@ -191,7 +194,10 @@ async fn upstream(protocol: &'static str, sent: Sent) -> (u16, String) {
             let (acceptor, sent) = (acceptor.clone(), Arc::clone(&sent));
             tokio::spawn(async move {
                 let stream = TokioIo::new(acceptor.accept(stream).await.unwrap());
-                let service = service_fn(move |request| serve(request, Arc::clone(&sent)));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    assert_eq!(request.version() == Version::HTTP_2, protocol == "h2");
+                    serve(request, Arc::clone(&sent))
+                });
                 // Either ends with an error when the other side is gone.
                 if protocol == "h2" {
                     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -231,10 +237,11 @@ fn inner(test: impl Future<Output = ()>) {
     }
 }
 
-/// Bodies down and up through a stream that is read, with a credential that is put in and looked for.
-async fn read(protocol: &'static str, down: u64, up: u64) {
+/// Bodies down and up through a stream that is read, with a credential that is put in and looked for, between a client
+/// and an upstream of these versions of HTTP.
+async fn read(client_speaks: &'static str, upstream_speaks: &'static str, down: u64, up: u64) {
     let sent = Sent::default();
-    let (port, ca_pem) = upstream(protocol, Arc::clone(&sent)).await;
+    let (port, ca_pem) = upstream(upstream_speaks, Arc::clone(&sent)).await;
     let at = format!("api.test:{port}");
     let running = Running::start(|builder| {
         builder
@@ -250,13 +257,13 @@ async fn read(protocol: &'static str, down: u64, up: u64) {
     let mut before = 0;
     for (down, up) in [(WARM_UP, WARM_UP), (down, up)] {
         let request = |path: String| Request::post(format!("https://{at}{path}"));
-        let mut client = Client::new(&running, &at, protocol == "h2").await;
+        let mut client = Client::new(&running, &at, client_speaks == "h2").await;
         sent.store(0, Relaxed);
         let asking = request(format!("/down/{down}")).body(empty()).unwrap();
         let response = client.send(asking).await.unwrap();
         Taker::new(down, &sent).frames(response.into_body()).await;
 
-        let mut client = Client::new(&running, &at, protocol == "h2").await;
+        let mut client = Client::new(&running, &at, client_speaks == "h2").await;
         sent.store(0, Relaxed);
         let (pieces, body) = streamed();
         let sending = tokio::spawn(send_frames(pieces, up, Arc::clone(&sent)));
@@ -312,18 +319,37 @@ fn gigabytes_over_http1_pass_in_little_memory() {
 
 #[test]
 fn over_http1() {
-    inner(read("http/1.1", LENGTH, LENGTH));
+    inner(read("http/1.1", "http/1.1", LENGTH, LENGTH));
 }
 
-/// What comes down is shorter: a build without optimisation searches for no more than 100 MiB of it in a second.
 #[test]
-fn gigabytes_over_http2_pass_in_little_memory() {
+fn gigabytes_up_over_http2_and_a_quarter_down_pass_in_little_memory() {
     alone("huge::over_http2");
 }
 
 #[test]
 fn over_http2() {
-    inner(read("h2", LENGTH / 4, LENGTH));
+    inner(read("h2", "h2", QUARTER, LENGTH));
+}
+
+#[test]
+fn quarters_of_gigabytes_from_http1_to_http2_pass_in_little_memory() {
+    alone("huge::from_http1_to_http2");
+}
+
+#[test]
+fn from_http1_to_http2() {
+    inner(read("http/1.1", "h2", QUARTER, QUARTER));
+}
+
+#[test]
+fn quarters_of_gigabytes_from_http2_to_http1_pass_in_little_memory() {
+    alone("huge::from_http2_to_http1");
+}
+
+#[test]
+fn from_http2_to_http1() {
+    inner(read("h2", "http/1.1", QUARTER, QUARTER));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
+use sandbox_core::credential::CredentialSource;
 use sandbox_core::policy::Scheme;
 use sandbox_proxy::{ClientCredential, ProxyBuilder, Rules, Service, sources};
 
@@ -480,21 +481,57 @@ async fn record_says_why_there_is_a_credential_or_none() {
             assert_eq!(explained.to_string(), reason, "one answer for both");
         }
     }
-    // A source that has nothing, and one that gives what cannot be sent.
-    for (source, why) in [(
-        sources::Env::new("SANDBOX_TEST_NOT_SET"),
-        "environment variable SANDBOX_TEST_NOT_SET is not set",
-    )] {
-        let running = Running::start(|builder| {
-            allowed(builder, &upstream).credential(definition("replace"), Arc::new(source))
-        })
-        .await;
-        running.get(&at, "/v1/e").await;
+    // A source that has nothing, one that gives what cannot be sent, and clients that say nothing they get it for.
+    let put = |how: &str| {
+        let endpoint = format!("[[endpoint]]\nhosts = [\"{at}\"]\nput = \"{how}\"\n");
+        Service::from_toml(&format!("format = 1\nname = \"api\"\n{endpoint}")).unwrap()
+    };
+    let constant = || Arc::new(sources::Static::new(SECRET));
+    let rows: [(Service, Arc<dyn CredentialSource>, u16, &str); 5] = [
+        (
+            definition("replace"),
+            Arc::new(sources::Env::new("SANDBOX_TEST_NOT_SET")),
+            502,
+            "environment variable SANDBOX_TEST_NOT_SET is not set: set it, or give the service another source",
+        ),
+        (
+            put("basic-pair"),
+            constant(),
+            502,
+            "the credential of service api must be user:password",
+        ),
+        (
+            Service::custom("api").sigv4(&at),
+            constant(),
+            403,
+            "the request is not signed: set the placeholder keys that the sandbox has in its environment",
+        ),
+        (
+            put("issued"),
+            constant(),
+            200,
+            "the client has no token that the service gave to this sandbox",
+        ),
+        (
+            Service::custom("api")
+                .in_place(&at)
+                .environment("API_KEY", "sk-holder-{unique}"),
+            constant(),
+            200,
+            "the client sent no placeholder where the service expects one",
+        ),
+    ];
+    for (service, source, status, why) in rows {
+        let running = Running::start(|builder| allowed(builder, &upstream).credential(service, source)).await;
+        let answer = running.get(&at, "/v1/e").await;
+        assert_eq!(answer.status(), status, "{why}");
         let event = running
             .events
             .wait(|event| event.path.as_deref() == Some("/v1/e"))
             .await;
-        assert!(event.credential_reason.unwrap().contains(why));
+        let reason = event.credential_reason.unwrap();
+        assert_eq!(reason, format!("api: not injected: {why}"));
+        assert_eq!(event.credential, None, "{why}");
     }
     // Plain HTTP to the same host and port.
     let at = plain.at("api.test");

@@ -432,6 +432,10 @@ async fn credential_that_never_comes_is_a_timeout() {
         .await;
     assert_eq!(event.status, Some(504));
     assert!(event.outcome.contains("took too long"), "{event:?}");
+    assert_eq!(
+        event.credential_reason.as_deref(),
+        Some("api: not injected: the source took too long")
+    );
     assert!(upstream.seen().is_empty());
 }
 
