@@ -35,6 +35,7 @@ mod smuggling;
 mod sources;
 mod streaming;
 mod support;
+mod together;
 mod tunnels;
 mod upstream;
 mod websocket;
