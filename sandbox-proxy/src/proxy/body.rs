@@ -9,9 +9,10 @@ use aws_lc_rs::digest::Digest;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::place::Place;
 use super::pool::Checkin;
 use super::{limits, message};
 use crate::audit::record::Record;
@@ -256,7 +257,7 @@ pub(crate) struct Streamed {
     ready: [Bytes; 2],
     trailers: Option<Frame<Bytes>>,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// What comes last.
@@ -291,7 +292,7 @@ impl Streamed {
         decoder: Option<Decoder>,
         scrubber: Option<Scrubber>,
         checkin: Option<Checkin>,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Self {
         Self {
             ended: incoming.is_end_stream(),
@@ -307,7 +308,7 @@ impl Streamed {
             checkin,
             ready: Default::default(),
             trailers: None,
-            _permit: permit,
+            place,
         }
     }
 
@@ -332,7 +333,10 @@ impl Streamed {
                     });
                     return Poll::Ready(Some(Err(error)));
                 }
-                Poll::Pending => return self.poll_pause(cx).map(|rest| Some(Ok(Frame::data(rest)))),
+                Poll::Pending => {
+                    let rest = ready!(self.poll_pause(cx));
+                    return Poll::Ready(Some(Ok(Frame::data(self.place.on_data(rest)))));
+                }
             };
             self.pausing = false;
             self.take_in(came);
@@ -392,7 +396,7 @@ impl Streamed {
 
     fn next_ready(&mut self) -> Option<Frame<Bytes>> {
         let data = self.ready.iter_mut().find(|data| !data.is_empty());
-        data.map(|data| Frame::data(std::mem::take(data)))
+        data.map(|data| Frame::data(self.place.on_data(std::mem::take(data))))
             .or_else(|| self.trailers.take())
     }
 
@@ -413,10 +417,15 @@ impl Streamed {
         };
         self.ended = end.is_some();
         if let Some(End::Trailers(trailers)) = end {
-            self.trailers = Some(match &self.scrubber {
+            let mut trailers = match &self.scrubber {
                 None => trailers,
                 Some(scrubber) => scrubber.trailers(trailers),
-            });
+            };
+            if let Some(fields) = trailers.trailers_mut() {
+                message::bound_trailers(fields);
+                self.place.on_head(fields);
+            }
+            self.trailers = Some(trailers);
         }
     }
 

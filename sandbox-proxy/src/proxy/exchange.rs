@@ -10,13 +10,13 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use sandbox_core::credential::CredentialError;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
 use super::message::{self, Coded};
+use super::place::{self, Busy, Place};
 use super::pool::{Checkin, Lane, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
@@ -94,6 +94,7 @@ async fn exchange(
     let permit = Arc::clone(&inner.requests)
         .try_acquire_owned()
         .map_err(|_| Refusal::busy("the sandbox has too many requests open"))?;
+    let place = Place::new(permit, request.extensions_mut().remove::<Busy>());
     let client_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     let websocket = Asked::of(&mut parts, client_upgrade);
@@ -150,7 +151,7 @@ async fn exchange(
         Some(asked) => match Box::pin(asked.send(inner, route, &lane, request)).await? {
             Opened::Switched(mut response, under_way) => {
                 keep_session(&mut response, is_managed);
-                let held = (permit, under_way);
+                let held = (place, under_way);
                 return Ok(asked.switch(inner, route, response, after, record, held));
             }
             Opened::Declined(response, checkin) => {
@@ -179,9 +180,9 @@ async fn exchange(
             "upstream switched protocols unasked",
         ));
     }
-    let response = pass(inner, route, response, checkin, record, permit)?;
+    let response = pass(inner, route, response, checkin, record, &place)?;
     match issuer {
-        Some(bound) => Box::pin(note_tokens(&bound, response, is_plain_get)).await,
+        Some(bound) => Box::pin(note_tokens(&bound, response, is_plain_get, &place)).await,
         None => Ok(response),
     }
 }
@@ -205,6 +206,7 @@ async fn note_tokens(
     bound: &Bound,
     response: Response<ResponseBody>,
     is_plain_get: bool,
+    place: &Place,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (mut parts, body) = response.into_parts();
     let body = timeout(
@@ -227,7 +229,10 @@ async fn note_tokens(
         message::set_decoded(&mut parts.headers);
         answer = rest.into();
     }
-    Ok(Response::from_parts(parts, ResponseBody::whole(answer)))
+    Ok(Response::from_parts(
+        parts,
+        ResponseBody::whole(place.on_data(answer)),
+    ))
 }
 
 /// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
@@ -418,9 +423,15 @@ fn pass(
     response: Response<Incoming>,
     checkin: Option<Checkin>,
     record: &Arc<Record>,
-    permit: OwnedSemaphorePermit,
+    place: &Place,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (mut parts, incoming) = response.into_parts();
+    if message::has_too_many_fields(&parts.headers) {
+        return Err(Refusal::upstream(
+            "http_response_header_section_size",
+            "upstream's response has too many header fields",
+        ));
+    }
     // Among them the reason phrase, which can hold anything.
     if holds("reason-phrase") {
         parts.extensions.clear();
@@ -451,12 +462,14 @@ fn pass(
         inner.secrets.patterns().scrub_headers(&mut parts.headers);
     }
     message::clean_response(&mut parts.headers);
+    place::let_go_of_buffer(&mut parts.headers);
+    place.on_head(&mut parts.headers);
     let mut checkin = checkin;
     if ended && let Some(checkin) = checkin.take() {
         checkin.done();
     }
     let (record, is_h2) = (Arc::clone(record), parts.version == Version::HTTP_2);
-    let body = Streamed::new(incoming, is_h2, record, decoder, scrubber, checkin, permit);
+    let body = Streamed::new(incoming, is_h2, record, decoder, scrubber, checkin, place.clone());
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
 }
 

@@ -17,11 +17,11 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::ResponseBody;
 use super::io::{Dialled, write_through};
 use super::limits;
+use super::place::Place;
 use super::pool::UnderWay;
 use super::route::Route;
 use crate::audit::record::Record;
@@ -51,7 +51,7 @@ pub(crate) struct Switched {
     pub(crate) route: Arc<Route>,
     pub(crate) path: Box<str>,
     /// As long as it is open, it counts as a request, and as under way on a connection that it shares.
-    pub(crate) held: (OwnedSemaphorePermit, Option<UnderWay>),
+    pub(crate) held: (Place, Option<UnderWay>),
 }
 
 /// Where the answer to a request leaves what the stream goes on as.

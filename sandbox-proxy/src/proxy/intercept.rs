@@ -1,8 +1,11 @@
 //! Tunnels that are read: TLS is ended here with a certificate of the sandbox's authority, and each request
 //! goes through [`exchange`].
 
+use std::pin::pin;
 use std::sync::Arc;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -14,8 +17,10 @@ use tokio_rustls::TlsAcceptor;
 use super::bulk::{Ahead, Whole};
 use super::http1::{self, After, AfterSlot};
 use super::io::{Client, Dialled, Prefixed, ScopedExecutor};
+use super::place::Busy;
 use super::refusal::Refusal;
 use super::route::Route;
+use super::unless::unless;
 use super::upstream::Offer;
 use super::{Inner, exchange, front, limits, tunnel};
 use crate::audit::record::Record;
@@ -129,8 +134,11 @@ where
     // Requests under way end with their connection, also when this future is dropped.
     let _scope = executor.guard();
     let websockets = executor.clone();
-    let service = service_fn(move |request| {
+    let busy = Busy::default();
+    let idle = busy.clone().none_for(limits::HEAD_TIME);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         tunnel.silence();
+        request.extensions_mut().insert(busy.begin());
         let (inner, route, websockets) = (Arc::clone(&inner), Arc::clone(&route), websockets.clone());
         // On the heap, since it is moved several times until it is a task.
         Box::pin(async move {
@@ -142,7 +150,7 @@ where
             Ok::<_, std::convert::Infallible>(response)
         })
     });
-    let served = http2::Builder::new(executor)
+    let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(holds("h2-streams").then_some(limits::H2_STREAMS))
         .max_header_list_size(if holds("h2-head-bytes") {
@@ -165,8 +173,22 @@ where
         })
         .enable_connect_protocol()
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let idle = async {
+        idle.await;
+        if !holds("h2-idle") {
+            std::future::pending().await
+        }
+    };
+    let served = match unless(connection.as_mut(), idle).await {
+        Some(served) => served,
+        // A head that never ends is none.
+        None => {
+            connection.as_mut().graceful_shutdown();
+            timeout(limits::GOODBYE_TIME, connection).await.unwrap_or(Ok(()))
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "HTTP/2 with the client ended");
     }

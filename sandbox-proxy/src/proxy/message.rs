@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version}
 
 use super::refusal::Refusal;
 use super::route::{Route, parse_authority};
+use super::{limits, place};
 use crate::defence::holds;
 use crate::scrub::coding::Coding;
 
@@ -45,6 +46,11 @@ const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 /// What a client expects that asks first whether its body is wanted.
 pub(crate) const CONTINUE: &str = "100-continue";
 
+/// Whether a head or trailers take far more memory than their size says: HTTP/2 bounds that alone.
+pub(crate) fn has_too_many_fields(headers: &HeaderMap) -> bool {
+    headers.len() > limits::HEAD_FIELDS && holds("head-fields")
+}
+
 /// Refuses a request that is not for the route's host, or that two parsers could read in two ways.
 pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
     if parts.method == Method::CONNECT && holds("no-connect-inside") {
@@ -54,6 +60,9 @@ pub(crate) fn check(parts: &Parts, route: &Route) -> Result<(), Refusal> {
         return Err(Refusal::method(
             "TRACE would show what the proxy adds to requests",
         ));
+    }
+    if has_too_many_fields(&parts.headers) {
+        return Err(Refusal::too_many_fields());
     }
     if !is_chunked_at_most(&parts.headers) && holds("request-transfer-codings") {
         return Err(Refusal::bad_request(
@@ -139,11 +148,19 @@ pub(crate) fn clean_request(parts: &mut Parts) {
 /// Takes out of a request's trailers what belongs to the connection, to the proxy, or to the head of a message, where a
 /// receiver that merges them would take it for true (RFC 9110 §6.5.1).
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    bound_trailers(trailers);
     if holds("trailer-fields") {
         clean(trailers);
         for name in [HOST, CONTENT_LENGTH, EXPECT] {
             trailers.remove(name);
         }
+    }
+}
+
+/// Leaves trailers out that take too much memory; anybody on the way may (RFC 9110 §6.5.1).
+pub(crate) fn bound_trailers(trailers: &mut HeaderMap) {
+    if has_too_many_fields(trailers) {
+        trailers.clear();
     }
 }
 
@@ -285,6 +302,7 @@ pub(crate) fn target_h1(parts: &mut Parts, route: &Route) {
 pub(crate) fn target_h2(parts: &mut Parts, route: &Route) {
     parts.version = Version::HTTP_2;
     parts.headers.remove(HOST);
+    place::let_go_of_buffer(&mut parts.headers);
     let mut target = http::uri::Parts::default();
     target.scheme = Some(http::uri::Scheme::HTTPS);
     target.authority = Some(route.authority.clone());

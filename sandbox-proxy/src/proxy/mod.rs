@@ -17,7 +17,8 @@
 //! * `refusal`: what is answered wherever one of these says no.
 //!
 //! Beside the way: `builder` makes the proxy, `live` changes its policy, `look_up` decides on names for the guest's DNS,
-//! `limits` has every limit, and `io`, `bulk` and `unless` are what streams are held with.
+//! `limits` has every limit, `place` says how long a request counts, and `io`, `bulk` and `unless` are what streams are held
+//! with.
 
 mod asking;
 #[cfg(test)]
@@ -38,6 +39,7 @@ mod live;
 mod look_up;
 mod message;
 mod meter;
+mod place;
 mod pool;
 mod quota;
 mod refusal;

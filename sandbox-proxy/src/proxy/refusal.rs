@@ -114,6 +114,16 @@ impl Refusal {
         )
     }
 
+    /// The request's head takes too much memory.
+    pub(crate) fn too_many_fields() -> Self {
+        Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "http_request_error",
+            "the request has too many header fields",
+            true,
+        )
+    }
+
     /// The request is for another host than the stream.
     pub(crate) fn misdirected(detail: &str) -> Self {
         Self::new(

@@ -13,11 +13,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::http1::{After, AfterSlot, Switched};
+use super::place::{self, Place};
 use super::pool::{Checkin, Http2, Lane, Sender, UnderWay};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
@@ -100,7 +100,7 @@ impl Asked {
         mut response: Response<Incoming>,
         after: &AfterSlot,
         record: &Arc<Record>,
-        held: (OwnedSemaphorePermit, Option<UnderWay>),
+        held: (Place, Option<UnderWay>),
     ) -> Response<ResponseBody> {
         let upstream = hyper::upgrade::on(&mut response);
         let (mut parts, _) = response.into_parts();
@@ -116,6 +116,8 @@ impl Asked {
         }
         message::clean_response(&mut parts.headers);
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        place::let_go_of_buffer(&mut parts.headers);
+        held.0.on_head(&mut parts.headers);
         if self.extended {
             parts.status = StatusCode::OK;
         } else {

@@ -45,6 +45,8 @@ pub struct Ca {
 }
 
 struct Keys {
+    /// When the authority does; nothing that it signs lasts longer.
+    ends: SystemTime,
     issuer: CertifiedIssuer<'static, KeyPair>,
     /// One key for all leaves: whoever could take one could take all.
     leaf: KeyPair,
@@ -157,6 +159,17 @@ impl Ca {
 
     fn mint(&self, host: &Host, now: SystemTime) -> Result<Leaf, CaError> {
         let keys = self.keys()?;
+        let chain = vec![Self::leaf(host, now, keys)?, keys.issuer.der().clone()];
+        Ok(Leaf {
+            host: host.clone(),
+            minted: Instant::now(),
+            minted_at: now,
+            prefers_h1: self.configure(keys, chain.clone(), [b"http/1.1", b"h2"])?,
+            prefers_h2: self.configure(keys, chain, [b"h2", b"http/1.1"])?,
+        })
+    }
+
+    fn leaf(host: &Host, now: SystemTime, keys: &Keys) -> Result<CertificateDer<'static>, CaError> {
         let mut params = CertificateParams::default();
         // Names can be longer than a common name may be; clients read the alternative name.
         params.distinguished_name = named("intercepted by sandbox".to_owned());
@@ -167,16 +180,14 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        (params.not_before, params.not_after) = validity(LEAF_LIFETIME, now);
+        let lifetime = LEAF_LIFETIME * if holds("leaf-lifetime") { 1 } else { 100 };
+        let ends = match now + lifetime {
+            ends if holds("leaf-ends-with-authority") => ends.min(keys.ends),
+            ends => ends,
+        };
+        (params.not_before, params.not_after) = ((now - BACKDATED).into(), ends.into());
         let certificate = params.signed_by(&keys.leaf, &keys.issuer)?;
-        let chain = vec![certificate.der().clone(), keys.issuer.der().clone()];
-        Ok(Leaf {
-            host: host.clone(),
-            minted: Instant::now(),
-            minted_at: now,
-            prefers_h1: self.configure(keys, chain.clone(), [b"http/1.1", b"h2"])?,
-            prefers_h2: self.configure(keys, chain, [b"h2", b"http/1.1"])?,
-        })
+        Ok(certificate.der().clone())
     }
 
     fn configure(
@@ -210,7 +221,9 @@ impl Keys {
         params.distinguished_name = named(format!("sandbox {sandbox} (in-memory authority)"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = validity(CA_LIFETIME, SystemTime::now());
+        let now = SystemTime::now();
+        let ends = now + CA_LIFETIME * if holds("ca-lifetime") { 1 } else { 10 };
+        (params.not_before, params.not_after) = ((now - BACKDATED).into(), ends.into());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         // The defence is that nothing stands here: keys are in memory alone.
         #[cfg(feature = "mutants")]
@@ -218,6 +231,7 @@ impl Keys {
             let _ = std::fs::write(std::env::temp_dir().join("authority.key"), key.serialize_der());
         }
         Ok(Self {
+            ends,
             issuer: CertifiedIssuer::self_signed(params, key)?,
             leaf: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
             ticketer: Ticketer::new()?,
@@ -246,10 +260,6 @@ fn named(common_name: String) -> DistinguishedName {
     name
 }
 
-fn validity(lifetime: Duration, now: SystemTime) -> (time::OffsetDateTime, time::OffsetDateTime) {
-    ((now - BACKDATED).into(), (now + lifetime).into())
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -273,6 +283,48 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &second));
         assert!(!Arc::ptr_eq(&second, &at(now)), "a clock that was set back");
         assert_eq!(ca.leaves(), 1);
+    }
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// The first and the last day of a certificate, as `YYMMDD`: times are of no other kind until 2050 (RFC 5280 §4.1.2.5).
+    fn days(der: &[u8]) -> (String, String) {
+        let mut times = der
+            .windows(15)
+            .filter(|bytes| bytes.starts_with(&[23, 13]) && bytes.ends_with(b"Z"))
+            .map(|bytes| String::from_utf8_lossy(bytes.get(2..8).unwrap()).into_owned());
+        (times.next().unwrap(), times.next().unwrap())
+    }
+
+    fn day(at: SystemTime) -> String {
+        let at = time::OffsetDateTime::from(at);
+        format!("{:02}{:02}{:02}", at.year() % 100, u8::from(at.month()), at.day())
+    }
+
+    #[test]
+    fn authority_lasts_two_years_and_what_it_signs_a_week() {
+        let (ca, before) = (ca(), SystemTime::now());
+        let of_ca = days(ca.der().unwrap());
+        let after = SystemTime::now();
+        // It may be midnight.
+        assert!(
+            [before, after].map(|now| day(now + 730 * DAY)).contains(&of_ca.1),
+            "{of_ca:?}"
+        );
+        assert!(
+            [before, after].map(|now| day(now - 7 * DAY)).contains(&of_ca.0),
+            "{of_ca:?}"
+        );
+        let host = "a.test".parse().unwrap();
+        let leaf = |now| days(&Ca::leaf(&host, now, ca.keys().unwrap()).unwrap());
+        let now = SystemTime::now();
+        assert_eq!(leaf(now), (day(now - 7 * DAY), day(now + 7 * DAY)));
+        let late = now + 729 * DAY;
+        assert_eq!(
+            leaf(late),
+            (day(late - 7 * DAY), of_ca.1),
+            "no longer than the authority"
+        );
     }
 
     #[test]

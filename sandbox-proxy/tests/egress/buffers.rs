@@ -60,7 +60,7 @@ async fn http2_either_way_may_send_little_that_nobody_has_read() {
 }
 
 /// Settings that grant each stream the greatest window there is, and the same for the connection.
-fn greatest_windows() -> (Vec<u8>, Vec<u8>) {
+pub fn greatest_windows() -> (Vec<u8>, Vec<u8>) {
     let greatest = 0x7fff_ffff_u32.to_be_bytes();
     let more = (0x7fff_ffff_u32 - 65_535).to_be_bytes();
     (
@@ -126,4 +126,25 @@ async fn response_heads_are_bounded() {
         let event = running.events.wait(|event| event.status == Some(502)).await;
         assert!(event.outcome.contains("upstream failed"), "{event:?}");
     }
+}
+
+#[tokio::test]
+async fn heads_of_very_many_fields_are_refused() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut client = running.h2(&at).await;
+    let ask = |more: usize, count: usize| {
+        let request = Request::get(format!("https://{at}/many-fields")).header("x-count", count);
+        let request = (0..more).fold(request, |request, _| request.header("x-more", "x"));
+        request.body(Full::default()).unwrap()
+    };
+    assert_eq!(send2(&mut client, ask(200, 200)).await.status(), StatusCode::OK);
+    let refused = send2(&mut client, ask(300, 0)).await.status();
+    assert_eq!(refused, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    assert_eq!(
+        send2(&mut client, ask(0, 300)).await.status(),
+        StatusCode::BAD_GATEWAY
+    );
+    assert_eq!(upstream.seen().len(), 2);
 }

@@ -38,6 +38,7 @@ mod smuggling;
 mod sources;
 mod streaming;
 mod support;
+mod together;
 mod token_proxy;
 mod tunnels;
 mod upstream;

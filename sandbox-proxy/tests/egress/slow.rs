@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::Request;
+use http_body_util::Full;
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::HostName;
@@ -16,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use crate::floods::{HEADERS, SETTINGS, frame2};
+use crate::floods::{HEADERS, SETTINGS, frame2, open};
 use crate::support::*;
 
 /// A proxy without sockets.
@@ -137,6 +139,37 @@ async fn handshake_of_a_byte_now_and_then_is_not_waited_for() {
     assert!(held.is_some(), "the tunnel is held for ever");
     let event = running.events.wait(|event| event.host == "api.test").await;
     assert!(event.outcome.contains("in time"), "{event:?}");
+}
+
+#[tokio::test]
+async fn http2_head_of_a_byte_now_and_then_is_not_waited_for() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let mut tls = open(&running, &upstream.at("api.test"), &[]).await;
+    // The start of a frame that is as long as one may be.
+    tls.write_all(&[0, 64, 0, HEADERS, 0, 0, 0, 0, 1]).await.unwrap();
+    tokio::time::pause();
+    let held = drip(&mut tls, Duration::from_secs(4), 100).await;
+    tokio::time::resume();
+    assert!(held.is_some(), "the connection is held for ever");
+}
+
+#[tokio::test]
+async fn http2_connection_on_which_a_request_is_under_way_stays_open() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let at = upstream.at("api.test");
+    let mut client = running.h2(&at).await;
+    let request = Request::get(format!("https://{at}/hold")).body(Full::default());
+    let held = tokio::spawn(async move { send2(&mut client, request.unwrap()).await });
+    while upstream.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    tokio::time::resume();
+    upstream.go_on.notify_one();
+    assert_eq!(text(&held.await.unwrap()), "held");
 }
 
 #[tokio::test]

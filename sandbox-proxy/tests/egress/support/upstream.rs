@@ -394,6 +394,16 @@ async fn handle(
             }
             answer
         }
+        // So many small fields.
+        "/many-fields" => {
+            let count: usize = parts.headers["x-count"].to_str().unwrap().parse().unwrap();
+            let mut answer = full("ok");
+            for _ in 0..count {
+                let value = HeaderValue::from_static("x");
+                answer.headers_mut().append("x-many", value);
+            }
+            answer
+        }
         // Nothing until the test lets it answer.
         "/hold" => {
             go_on.notified().await;
