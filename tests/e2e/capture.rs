@@ -358,6 +358,7 @@ for _ in range(2):
     db = socket.create_connection(('{DB}', {port}))
 # The port of a connection is anybody's to listen on.
 listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(('0.0.0.0', {port}))
 listener.listen()
 print(db.recv(3))"

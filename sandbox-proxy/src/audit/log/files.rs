@@ -41,7 +41,7 @@ pub(super) struct Files {
     totals: Totals,
     /// Whether something was written since the last sync.
     is_dirty: bool,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What was found at the end of a log.
@@ -318,7 +318,19 @@ fn restrict(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn lock(names: &Names) -> Result<File, AuditLogError> {
+/// Held by the one that writes.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not by closing the file alone: a child that this process is just starting holds it, too, until it runs another
+        // program.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(names: &Names) -> Result<Lock, AuditLogError> {
     let path = names.lock();
     let io = AuditLogError::io(&path);
     let file = options().write(true).create(true).open(&path).map_err(&io)?;
@@ -327,7 +339,7 @@ fn lock(names: &Names) -> Result<File, AuditLogError> {
             path: names.active().to_owned(),
         }),
         Err(TryLockError::Error(error)) => Err(io(error)),
-        _ => Ok(file),
+        _ => Ok(Lock(file)),
     }
 }
 

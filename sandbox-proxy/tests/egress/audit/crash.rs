@@ -79,7 +79,8 @@ fn program_killed_while_it_writes_leaves_a_log_that_goes_on() {
     }
     let before = verify(&dir.log(), None, None).unwrap();
     assert!(before.files > 1, "{before:?}");
-    drop(AuditLog::open(dir.log()).unwrap());
+    // On a busy machine the writers leave more files than are kept without this.
+    drop(AuditLog::builder(dir.log()).keep_all_files().open().unwrap());
     let verified = verify(&dir.log(), None, Some(&before.head)).unwrap();
     assert_eq!(verified.crashes, 5);
     assert!(verified.is_closed && verified.totals.allowed == before.totals.allowed);
