@@ -298,11 +298,11 @@ fn a_connection_waits_for_its_answer_and_is_asked_for_once() {
         let mut events = sandbox.events();
         let said = connect(&sandbox, port, 120).await;
         assert_eq!(said, format!("b'{}'\n", BANNER.escape_default()));
-        let asked = person.asked.lock().unwrap();
-        let asked: Vec<_> = asked
-            .iter()
-            .map(|asked| (asked.host.to_string(), asked.port))
-            .collect();
+        let asked: Vec<_> = {
+            let asked = person.asked.lock().unwrap();
+            let targets = asked.iter().map(|asked| (asked.host.to_string(), asked.port));
+            targets.collect()
+        };
         assert_eq!(asked, [(DB.to_owned(), port)]);
         drop(sandbox);
         let mut tunnels = 0;
