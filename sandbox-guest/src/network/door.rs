@@ -192,7 +192,7 @@ fn let_marked_in() -> Vec<SockFilter> {
 /// Of all packets: first segments to synthetic addresses that are not ours, as much as their headers can be.
 fn first_segments_v4() -> Vec<SockFilter> {
     let (network, prefix) = SYNTHETIC_V4;
-    vec![
+    let mut code = vec![
         step(LOAD_BYTE, 0, 0, 9),
         step(EQUAL, 0, 11, libc::IPPROTO_TCP as u32),
         // Any but the first fragment.
@@ -203,20 +203,16 @@ fn first_segments_v4() -> Vec<SockFilter> {
         step(EQUAL, 0, 6, network.to_bits()),
         step(LOAD_LENGTH, 0, 0, 0),
         step(LOAD_BYTE_ON, 0, 0, FLAGS),
-        step(AND, 0, 0, SYN_AND_ACK),
-        step(EQUAL, 0, 2, SYN),
-        step(LOAD_WORD, 0, 0, OF_MARK),
-        step(EQUAL, 0, 1, MARK),
-        step(RETURN, 0, 0, 0),
-        step(RETURN, 0, 0, MAX_HEADERS as u32),
-    ]
+    ];
+    code.extend(of_others());
+    code
 }
 
 /// The same of IPv6, without extension headers: the kernel sends none.
 fn first_segments_v6() -> Vec<SockFilter> {
     // The prefix is three words.
     let [first, second, third] = [0, 1, 2].map(|word| (SYNTHETIC_V6.0.to_bits() >> (96 - 32 * word)) as u32);
-    vec![
+    let mut code = vec![
         step(LOAD_BYTE, 0, 0, 6),
         step(EQUAL, 0, 11, libc::IPPROTO_TCP as u32),
         step(LOAD_WORD, 0, 0, 24),
@@ -226,6 +222,14 @@ fn first_segments_v6() -> Vec<SockFilter> {
         step(LOAD_WORD, 0, 0, 32),
         step(EQUAL, 0, 5, third),
         step(LOAD_BYTE, 0, 0, 40 + FLAGS),
+    ];
+    code.extend(of_others());
+    code
+}
+
+/// The end of both, which finds the flags in the accumulator; the last step but one drops the packet.
+fn of_others() -> [SockFilter; 6] {
+    [
         step(AND, 0, 0, SYN_AND_ACK),
         step(EQUAL, 0, 2, SYN),
         step(LOAD_WORD, 0, 0, OF_MARK),

@@ -8,9 +8,8 @@
 //! return address is of a synthetic network ? DENY : ALLOW;
 //! ```
 
-use std::{io, os::fd::AsFd};
+use std::{fs::File, io, os::fd::AsFd};
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use sandbox_protocol::SYNTHETIC_V6;
 
 use super::bpf::{
@@ -37,14 +36,8 @@ const USER_IP6: i16 = 8;
 /// From now on until the machine ends.
 pub(super) fn begin() -> Result<(), Failed> {
     let guard = || -> io::Result<()> {
-        // The hierarchy of all processes, whether or not anything is mounted where programs look for it.
-        let hierarchy = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_create(hierarchy.as_fd())?;
-        let root = fsmount(
-            hierarchy.as_fd(),
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::empty(),
-        )?;
+        // The group of all processes, which is mounted before any other program runs.
+        let root = File::open("/sys/fs/cgroup")?;
         for (attach_type, name, code) in [
             (BPF_CGROUP_INET4_BIND, b"sandbox_bind_v4", v4()),
             (BPF_CGROUP_INET6_BIND, b"sandbox_bind_v6", v6()),

@@ -16,7 +16,7 @@ use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
 use super::message::{self, Coded};
-use super::place::{self, Busy, Place};
+use super::place::{Busy, Place};
 use super::pool::{Checkin, Lane, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
@@ -462,7 +462,6 @@ fn pass(
         inner.secrets.patterns().scrub_headers(&mut parts.headers);
     }
     message::clean_response(&mut parts.headers);
-    place::let_go_of_buffer(&mut parts.headers);
     place.on_head(&mut parts.headers);
     let mut checkin = checkin;
     if ended && let Some(checkin) = checkin.take() {

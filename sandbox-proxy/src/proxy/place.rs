@@ -56,7 +56,11 @@ impl Place {
 
     /// Makes a head or trailers hold the place until they are gone. Without fields they take no memory to speak of.
     pub(crate) fn on_head(&self, headers: &mut HeaderMap) {
-        if self.0.connection.is_none() || !holds("h2-answers-hold-places") {
+        if self.0.connection.is_none() {
+            return;
+        }
+        let_go_of_buffer(headers);
+        if !holds("h2-answers-hold-places") {
             return;
         }
         if let Some(value) = headers.values_mut().next() {

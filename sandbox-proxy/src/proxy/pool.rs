@@ -139,28 +139,27 @@ impl Pool {
     /// Lets go of the connection that has waited longest, if one waits on which nothing is under way: another needs its
     /// place.
     pub(crate) fn let_go_of_oldest(&self) {
+        self.let_go(Waiting::oldest, Waiting::drop_oldest);
+    }
+
+    /// The same among those of HTTP/2 alone. Whether there was one.
+    pub(crate) fn let_go_of_oldest_h2(&self) -> bool {
+        self.let_go(Waiting::idle_h2, |waiting| waiting.h2 = None)
+    }
+
+    /// Lets go of what has waited longest, where `since` says since when it does.
+    fn let_go(&self, since: fn(&Waiting) -> Option<Instant>, drop: fn(&mut Waiting)) -> bool {
         let by_key = self.lock();
         let oldest = by_key.values().filter_map(|connections| {
             let mut waiting = connections.lock();
             // What upstream has closed holds no place.
             waiting.drop_stale();
-            Some((waiting.oldest()?, connections))
-        });
-        if let Some((_, connections)) = oldest.min_by_key(|(since, _)| *since) {
-            connections.lock().drop_oldest();
-        }
-    }
-
-    /// The same for connections of HTTP/2 alone. Whether there was one.
-    pub(crate) fn let_go_of_oldest_h2(&self) -> bool {
-        let by_key = self.lock();
-        let oldest = by_key.values().filter_map(|connections| {
-            let mut waiting = connections.lock();
-            waiting.drop_stale();
-            Some((waiting.idle_h2()?, connections))
+            Some((since(&waiting)?, connections))
         });
         let oldest = oldest.min_by_key(|(since, _)| *since);
-        oldest.is_some_and(|(_, connections)| connections.lock().h2.take().is_some())
+        oldest
+            .map(|(_, connections)| drop(&mut connections.lock()))
+            .is_some()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Connections>>> {

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::future::poll_fn;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl Bound {
             let claim = sign::claim(parts, &self.service, target.0, *of_aws)?;
             let issued = self.issue(target, sandbox).await?;
             secrets.remember_all(&self.name, issued.secrets());
-            let credential = Some(self.id(issued.secrets()));
+            let credential = Some(self.id(&issued.credential));
             let signing = Signing::new(claim, issued.credential, Arc::clone(&self.room));
             let kind = || InjectError::Kind(self.service.name().to_owned());
             return Ok(Put {
@@ -169,16 +169,21 @@ impl Bound {
         Ok(Put {
             injected: Injected::Managed,
             to_sign: None,
-            credential: Some(self.id(credential.secrets())),
+            credential: Some(self.id(&credential)),
         })
     }
 
-    fn id<'a>(&self, secrets: impl Iterator<Item = &'a SecretString>) -> CredentialId {
+    fn id(&self, credential: &Credential) -> CredentialId {
+        let whose = match credential {
+            Credential::Basic { username, .. } => username,
+            Credential::Aws { access_key_id, .. } => access_key_id,
+            _ => "",
+        };
+        let secrets = credential.secrets().map(SecretString::expose_secret);
         let mut hasher = self.keys.build_hasher();
-        for secret in secrets {
-            hasher.write(secret.expose_secret().as_bytes());
-            // Where one ends and the next begins.
-            hasher.write_u8(0xff);
+        for part in secrets.chain([whose]) {
+            // With where it ends.
+            part.hash(&mut hasher);
         }
         CredentialId(hasher.finish())
     }

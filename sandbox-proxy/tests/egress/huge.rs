@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandbox_proxy::{Rules, Service, sources};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::streaming::{Body, Client, Pieces, empty, streamed};
 use crate::support::*;
@@ -35,7 +35,8 @@ const WARM_UP: u64 = 64 << 20;
 const PIECE: usize = 64 << 10;
 /// What a process may grow by while bodies pass that are many times as long.
 const GROWTH: u64 = 32 << 20;
-/// More than all buffers between processes on one machine: what may be under way while nobody reads.
+/// More than all buffers between processes on one machine, where the last has a small one: what may be under way while
+/// nobody reads.
 const BUFFERS: u64 = 40 << 20;
 /// How long nothing more is sent until that is taken for all that is.
 const STILL: Duration = Duration::from_millis(300);
@@ -281,7 +282,15 @@ async fn read(client_speaks: &'static str, upstream_speaks: &'static str, down: 
 
 /// One body up and one down through a tunnel that is not read.
 async fn opaque() {
-    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    // Who reads has a small buffer in the kernel, which else makes it as large as the whole bound.
+    let small = || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(PIECE as u32).unwrap();
+        socket
+    };
+    let socket = small();
+    socket.bind((LOCAL, 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
     let port = listener.local_addr().unwrap().port();
     let running = Running::start(|builder| {
         let rule = format!("raw.test:{port} special-ranges");
@@ -293,9 +302,10 @@ async fn opaque() {
     let mut before = 0;
     for length in [WARM_UP, LENGTH] {
         let (up, down) = (Sent::default(), Sent::default());
-        let tunnel = running.connect(&format!("raw.test:{port}")).await.unwrap();
+        let stream = small().connect(running.address).await.unwrap();
+        let tunnel = running.connect_on(stream, &format!("raw.test:{port}")).await;
         let (stream, _) = listener.accept().await.unwrap();
-        let ((mut from, mut to), (mut read, mut write)) = (tunnel.into_split(), stream.into_split());
+        let ((mut from, mut to), (mut read, mut write)) = (tunnel.unwrap().into_split(), stream.into_split());
         tokio::join!(
             send_bytes(&mut to, length, Arc::clone(&up)),
             Taker::new(length, &up).bytes(&mut read),

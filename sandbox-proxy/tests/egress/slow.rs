@@ -558,10 +558,7 @@ async fn upload() -> (Running, Tls, Arc<AtomicUsize>) {
     let count = Arc::clone(&came);
     tokio::spawn(async move {
         let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
+        head_of(&mut stream).await;
         while count.fetch_add(1, Relaxed) < 6 {
             if stream.read_u8().await.is_err() {
                 return;

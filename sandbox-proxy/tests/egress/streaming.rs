@@ -219,15 +219,6 @@ async fn client_is_told_to_go_on_with_its_body_only_where_it_may() {
     assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
 }
 
-/// Reads a head.
-async fn head_of(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    String::from_utf8(head).unwrap()
-}
-
 #[tokio::test]
 async fn upstream_can_refuse_a_body_before_it_is_sent() {
     for (answer, rest) in [("413 Content Too Large", ""), ("417 Expectation Failed", "no")] {

@@ -146,10 +146,14 @@ impl Running {
 
     /// Opens a tunnel; the head of the answer if it is refused.
     pub async fn connect(&self, target: &str) -> Result<TcpStream, String> {
-        let mut stream = self.dial().await;
+        self.connect_on(self.dial().await, target).await
+    }
+
+    /// The same on a connection that is there.
+    pub async fn connect_on(&self, mut stream: TcpStream, target: &str) -> Result<TcpStream, String> {
         let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        let head = read_head(&mut stream).await;
+        let head = head_of(&mut stream).await;
         if head.starts_with("HTTP/1.1 200") {
             Ok(stream)
         } else {
@@ -363,7 +367,8 @@ fn complete(bytes: &[u8]) -> bool {
         .is_some_and(|length| body.len() >= length)
 }
 
-async fn read_head(stream: &mut TcpStream) -> String {
+/// Reads the head of a message and nothing behind it, or what there is of it.
+pub async fn head_of<R: tokio::io::AsyncRead + Unpin>(stream: &mut R) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -222,15 +222,8 @@ impl Guest {
         let mut stream = self.dial(self.proxy).await;
         let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(stream.read_u8().await.unwrap());
-        }
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200"),
-            "{}",
-            String::from_utf8_lossy(&answer)
-        );
+        let answer = head_of(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         stream
     }
 
@@ -313,24 +306,14 @@ async fn unread_websocket(guest: Guest, target: String) {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     tls.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        answer.push(tls.read_u8().await.unwrap());
-    }
-    assert!(
-        answer.starts_with(b"HTTP/1.1 101"),
-        "{}",
-        String::from_utf8_lossy(&answer)
-    );
+    let answer = head_of(&mut tls).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     pour(tls, &[], &[b'x'; PIECE]).await;
 }
 
 /// Answers a WebSocket, and sends one message on it that has no end.
 async fn websocket_upstream(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
+    head_of(&mut stream).await;
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Accept: {}\r\n\r\n",

@@ -229,10 +229,7 @@ async fn proxy_that_refuses_or_is_gone_is_told_from_a_token_server_that_fails() 
         let source = server.source().upstream_proxy(proxy.clone());
         let asking = tokio::spawn(async move { issue(&source).await.unwrap_err() });
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
+        head_of(&mut stream).await;
         stream.write_all(answer.as_bytes()).await.unwrap();
         let told = causes(&asking.await.unwrap());
         assert!(
