@@ -9,8 +9,7 @@ use sandbox_core::backend::{Machine, MachineError, MachineExit, ports};
 use sandbox_core::command::{CommandSpec, Process};
 use sandbox_core::host::Host;
 use sandbox_core::id::SandboxId;
-use sandbox_core::policy::Scheme;
-use sandbox_core::policy::{InvalidPolicy, Policy};
+use sandbox_core::policy::{InvalidPolicy, Policy, RequestLine, Scheme};
 use sandbox_core::sandbox::ExecError;
 use sandbox_protocol::control::Call;
 use sandbox_proxy::{ChangeError, Explanation, Proxy, Rules};
@@ -73,9 +72,15 @@ impl Sandbox {
         self.events.subscribe()
     }
 
-    /// Why a request to this host, port and path gets a credential, or why not: see [`Proxy::explain_credential`].
-    pub fn explain_credential(&self, scheme: Scheme, host: &Host, port: u16, path: &str) -> Explanation {
-        self.proxy.explain_credential(scheme, host, port, path)
+    /// Why a request to this host and port gets a credential, or why not: see [`Proxy::explain_credential`].
+    pub fn explain_credential(
+        &self,
+        scheme: Scheme,
+        host: &Host,
+        port: u16,
+        request: RequestLine<'_>,
+    ) -> Explanation {
+        self.proxy.explain_credential(scheme, host, port, request)
     }
 
     /// Replaces the policy: for every attempt and every request from now on, and for open tunnels, which end where

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use sandbox_core::host::Host;
 use sandbox_core::policy::{RequestLine, Scheme};
 
-use super::parse::{Action, Rule, Target};
+use super::parse::{Action, Rule};
+use super::pattern::Target;
 use crate::defence;
 use names::Names;
 use networks::Networks;
@@ -75,10 +76,19 @@ impl Matcher {
     fn with_key(rules: &[Arc<Rule>], key: Key) -> Self {
         let mut ranked = rules.to_vec();
         ranked.sort_by(|one, other| one.rank_against(other));
+        Self::of_ranked(ranked, key)
+    }
+
+    /// Of rules that are in order already: a later one outranks an earlier one.
+    pub(super) fn in_order(rules: Vec<Arc<Rule>>) -> Self {
+        Self::of_ranked(rules, Key::random())
+    }
+
+    fn of_ranked(ranked: Vec<Arc<Rule>>, key: Key) -> Self {
         let mut names = names::Builder::default();
         let mut networks = networks::Builder::default();
         for (rule, rank) in ranked.iter().zip(1..) {
-            match &rule.target {
+            match &rule.pattern.target {
                 Target::Network(network) => networks.add(*network, rank),
                 name => names.add(name, rank),
             }
@@ -112,6 +122,13 @@ impl Matcher {
             Some(rank) => self.rule(rank).map_or(Found::Nothing, Found::Inspect),
             None => self.rule(search.best).map_or(Found::Nothing, Found::Rule),
         }
+    }
+
+    /// The place in the order of the highest rule that matches. Conditions that hang on a request are not looked at.
+    pub(super) fn best(&self, query: Query<'_>) -> Option<usize> {
+        let mut search = Search::new(query, &self.ranked);
+        self.for_tables(query.host, &mut |table| search.look(table));
+        Slot(search.best).place()
     }
 
     /// The first port, and each at which the answer for a host may differ from that of the port before it.

@@ -1,13 +1,14 @@
 //! Which hosts a sandbox may reach: rules, the presets made of them, and the one function that answers.
 //!
-//! `parse` turns text into rules, with `path` for those of requests; `lines` reads files of them; `matcher` finds
-//! the one that decides; `presets` holds curated sets as data.
+//! `parse` turns text into rules, each with a `pattern` of what it is about, with `path` for those of requests; `lines`
+//! reads files of them; `matcher` finds the one that decides; `presets` holds curated sets as data.
 
 mod lines;
 mod matcher;
 mod network;
 mod parse;
 mod path;
+mod pattern;
 mod presets;
 
 use std::fmt;
@@ -22,9 +23,11 @@ use sandbox_core::policy::{Attempt, Decision, InvalidPolicy, Policy, Scheme, Ver
 use crate::address;
 use crate::defence;
 use matcher::{Found, Matcher, Query};
+pub(crate) use network::Network;
 pub use parse::RuleError;
+pub(crate) use parse::place;
 use parse::{Action, Rule};
-pub(crate) use path::might_be;
+pub(crate) use pattern::{Pattern, Patterns, Ports, Seen, Target};
 pub use presets::Preset;
 
 /// Shown as the rule where none matched.

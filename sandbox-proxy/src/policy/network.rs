@@ -1,23 +1,36 @@
 //! Networks: addresses that share their first bits.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use sandbox_core::host::Host;
 
 use crate::address;
 use crate::defence::holds;
 
 /// Addresses that share their first bits. IPv4 and IPv6 never share a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Network {
+pub(crate) struct Network {
     address: IpAddr,
     bits: u8,
 }
 
 impl Network {
-    pub(super) fn new(address: IpAddr, bits: u8) -> Self {
+    pub(crate) fn new(address: IpAddr, bits: u8) -> Self {
         Self {
             address: truncate(address, bits),
             bits,
         }
+    }
+
+    /// Of one address.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        Self::new(address, if address.is_ipv4() { 32 } else { 128 })
+    }
+
+    /// How many bits its addresses share.
+    pub(crate) fn bits(self) -> u8 {
+        self.bits
     }
 
     pub(super) fn is_ipv4(self) -> bool {
@@ -45,6 +58,17 @@ impl Network {
 
     pub(super) fn is_special(self) -> bool {
         address::network_is_special(self.address, self.bits)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Host::Address(self.address).fmt(f)?;
+        if *self == Self::of(self.address) {
+            Ok(())
+        } else {
+            write!(f, "/{}", self.bits)
+        }
     }
 }
 

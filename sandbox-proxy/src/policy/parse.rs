@@ -16,10 +16,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use sandbox_core::host::HostName;
-use sandbox_core::policy::{RequestLine, Scheme};
+use sandbox_core::policy::Scheme;
 
 use super::network::{Network, truncate};
-use super::path::{BadPattern, Forms, PathPattern};
+use super::path::{BadPattern, PathPattern};
+use super::pattern::{Condition, Pattern, Ports, Target};
 use crate::defence;
 
 /// Protects the parser and the audit log from a rule that is no rule.
@@ -43,43 +44,15 @@ pub(super) enum Action {
 pub(super) struct Rule {
     pub(super) action: Action,
     pub(super) level: i16,
-    pub(super) target: Target,
-    pub(super) first_port: u16,
-    pub(super) last_port: u16,
-    /// `None`: whatever is spoken there.
-    pub(super) scheme: Option<Scheme>,
+    pub(super) pattern: Pattern,
     /// Whether its targets may be in special ranges: by option, or because it names nothing else.
     pub(super) permits_special_ranges: bool,
-    /// Which requests it is about, where not all.
-    pub(super) condition: Option<Condition>,
     /// Action and target, as written.
     pub(super) text: Box<str>,
     /// The named set it belongs to.
     pub(super) set: Option<Arc<str>>,
     /// `text`, and the set behind it: what clients and the audit log are told.
     pub(super) shown: Box<str>,
-}
-
-/// What a rule wants of a request. Known only where the stream is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Condition {
-    /// One of these; none for any.
-    methods: Box<[Box<str>]>,
-    pub(super) path: Option<PathPattern>,
-}
-
-/// Which hosts a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
-    AnyName,
-    Exact(HostName),
-    /// Names one label below.
-    Child(HostName),
-    /// Names any number of labels below.
-    Descendant(HostName),
-    /// A name and all names below.
-    Domain(HostName),
-    Network(Network),
 }
 
 /// A text that is no rule: where it stops being one, and what to write instead.
@@ -149,66 +122,36 @@ impl std::error::Error for RuleError {}
 
 /// Parses one target.
 pub(super) fn rule(action: Action, text: &str) -> Result<Rule, RuleError> {
-    if text.len() > MAX_RULE_BYTES {
-        return Err(RuleError::new(
-            text,
-            MAX_RULE_BYTES,
-            "a rule has at most 512 bytes",
-        ));
-    }
-    let text = text.trim_end();
-    if let Some(at) = text.find(|c: char| c.is_control() && c != '\t') {
-        return Err(RuleError::new(text, at, "a rule has no control characters"));
-    }
-    let mut input = Input { text, at: 0 };
-    let methods = input.methods()?;
-    let scheme = if input.take("http://") {
-        Some(Scheme::Http)
-    } else if input.take("https://") {
-        Some(Scheme::Tunnel)
-    } else {
-        None
-    };
-    let target = input.target()?;
-    let ports = if input.take(":") {
-        Some(input.ports()?)
-    } else {
-        None
-    };
-    let path = input.path()?;
+    let mut input = Input::new(text)?;
+    let pattern = input.pattern(action)?;
     let permits_special_ranges =
-        input.options()? || matches!(&target, Target::Network(network) if network.is_special());
-    let ((first_port, last_port), scheme) = match (ports, scheme, action) {
-        (Some(ports), scheme, _) => (ports, scheme),
-        (None, Some(Scheme::Http), _) => ((80, 80), Some(Scheme::Http)),
-        // Whoever denies a host means all of it.
-        (None, None, Action::Deny) => ((1, u16::MAX), None),
-        (None, None, _) if !defence::holds("rule-default-port") => ((1, u16::MAX), None),
-        (None, _, _) => ((443, 443), Some(Scheme::Tunnel)),
-    };
-    let text: Box<str> = format!("{} {text}", action.verb()).into();
+        input.options()? || matches!(&pattern.target, Target::Network(network) if network.is_special());
+    let text: Box<str> = format!("{} {}", action.verb(), input.text).into();
     Ok(Rule {
         action,
         level: 0,
-        target,
-        first_port,
-        last_port,
-        // A port rule is no licence for clear text on the TLS port.
-        scheme: match (action, scheme) {
-            (Action::Allow | Action::Ask, None) if (first_port, last_port) == (443, 443) => {
-                Some(Scheme::Tunnel)
-            }
-            _ => scheme,
-        },
+        pattern,
         permits_special_ranges,
-        condition: (!methods.is_empty() || path.is_some()).then(|| Condition {
-            methods: methods.into(),
-            path,
-        }),
         shown: text.clone(),
         text,
         set: None,
     })
+}
+
+/// Parses a target that stands for itself, without options.
+pub(super) fn pattern(text: &str) -> Result<Pattern, RuleError> {
+    let mut input = Input::new(text)?;
+    let pattern = input.pattern(Action::Allow)?;
+    input.end()?;
+    Ok(pattern)
+}
+
+/// Parses hosts, and ports where they are written.
+pub(crate) fn place(text: &str) -> Result<(Target, Option<Ports>), RuleError> {
+    let mut input = Input::new(text)?;
+    let place = (input.target()?, input.written_ports()?);
+    input.end()?;
+    Ok(place)
 }
 
 impl Action {
@@ -222,31 +165,19 @@ impl Action {
     }
 }
 
-impl Condition {
-    /// Whether a rule of this action is about a request; without `forms` its path is unclear. What allows is taken
-    /// by the word. What denies or asks is not got around by another case, which methods do not have (RFC 9110 §9.1)
-    /// but some servers ignore.
-    pub(super) fn fits(&self, action: Action, line: RequestLine<'_>, forms: Option<&Forms>) -> bool {
-        let strictly = action == Action::Allow;
-        let fits_method = |method: &str| {
-            method == line.method
-                || (!strictly
-                    && method.eq_ignore_ascii_case(line.method)
-                    && defence::holds("method-case-of-deny"))
-        };
-        let fits_path = |path: &PathPattern| match forms {
-            Some(forms) => path.fits(forms, strictly),
-            None => !strictly && defence::holds("unclear-path"),
-        };
-        (self.methods.is_empty() || self.methods.iter().any(|method| fits_method(method)))
-            && self.path.as_ref().is_none_or(fits_path)
-    }
-}
-
 impl Rule {
-    /// Whether port and scheme match; the target is the matcher's business.
-    pub(super) fn covers(&self, port: u16, scheme: Scheme) -> bool {
-        (self.first_port..=self.last_port).contains(&port) && self.scheme.is_none_or(|s| s == scheme)
+    /// A rule that allows, for whoever wants nothing of it but its pattern.
+    pub(super) fn about(pattern: Pattern) -> Self {
+        let text: Box<str> = pattern.to_string().into();
+        Self {
+            action: Action::Allow,
+            level: 0,
+            pattern,
+            permits_special_ranges: false,
+            shown: text.clone(),
+            text,
+            set: None,
+        }
     }
 }
 
@@ -256,6 +187,57 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
+    fn new(text: &'a str) -> Result<Self, RuleError> {
+        if text.len() > MAX_RULE_BYTES {
+            return Err(RuleError::new(
+                text,
+                MAX_RULE_BYTES,
+                "a rule has at most 512 bytes",
+            ));
+        }
+        let text = text.trim_end();
+        if let Some(at) = text.find(|c: char| c.is_control() && c != '\t') {
+            return Err(RuleError::new(text, at, "a rule has no control characters"));
+        }
+        Ok(Self { text, at: 0 })
+    }
+
+    /// All but the options.
+    fn pattern(&mut self, action: Action) -> Result<Pattern, RuleError> {
+        let methods = self.methods()?;
+        let scheme = if self.take("http://") {
+            Some(Scheme::Http)
+        } else if self.take("https://") {
+            Some(Scheme::Tunnel)
+        } else {
+            None
+        };
+        let target = self.target()?;
+        let ports = self.written_ports()?;
+        let path = self.path()?;
+        let (ports, scheme) = match (ports, scheme, action) {
+            (Some(ports), scheme, _) => (ports, scheme),
+            (None, Some(Scheme::Http), _) => (Ports::one(80), Some(Scheme::Http)),
+            // Whoever denies a host means all of it.
+            (None, None, Action::Deny) => (Ports::ALL, None),
+            (None, None, _) if !defence::holds("rule-default-port") => (Ports::ALL, None),
+            (None, _, _) => (Ports::one(443), Some(Scheme::Tunnel)),
+        };
+        Ok(Pattern {
+            target,
+            ports,
+            // A port rule is no licence for clear text on the TLS port.
+            scheme: match (action, scheme) {
+                (Action::Allow | Action::Ask, None) if ports == Ports::one(443) => Some(Scheme::Tunnel),
+                _ => scheme,
+            },
+            condition: (!methods.is_empty() || path.is_some()).then(|| Condition {
+                methods: methods.into(),
+                path,
+            }),
+        })
+    }
+
     fn rest(&self) -> &'a str {
         self.text.get(self.at..).unwrap_or("")
     }
@@ -418,16 +400,24 @@ impl<'a> Input<'a> {
         }))
     }
 
-    fn ports(&mut self) -> Result<(u16, u16), RuleError> {
+    fn written_ports(&mut self) -> Result<Option<Ports>, RuleError> {
+        if self.take(":") {
+            self.ports().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn ports(&mut self) -> Result<Ports, RuleError> {
         if self.take("*") {
-            return Ok((1, u16::MAX));
+            return Ok(Ports::ALL);
         }
         let first = self.port()?;
         let last = if self.take("-") { self.port()? } else { first };
         if last < first {
             return self.error("the range ends before it starts; write the smaller port first");
         }
-        Ok((first, last))
+        Ok(Ports { first, last })
     }
 
     fn port(&mut self) -> Result<u16, RuleError> {
@@ -460,6 +450,15 @@ impl<'a> Input<'a> {
             }
             special_ranges = true;
             self.at += word.len();
+        }
+    }
+
+    /// Nothing follows.
+    fn end(&self) -> Result<(), RuleError> {
+        if self.rest().is_empty() {
+            Ok(())
+        } else {
+            self.error("a target stands alone here; nothing may follow it")
         }
     }
 }

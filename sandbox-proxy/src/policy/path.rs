@@ -333,26 +333,6 @@ impl Forms {
     }
 }
 
-/// Whether some server might read a path as one that `fits` says yes to. It is asked for readings in lower case, with a
-/// slash at their start and none at their end. `None` where the path is unclear.
-pub(crate) fn might_be(path: &str, fits: impl Fn(&str) -> bool) -> Option<bool> {
-    let forms = Forms::of(path)?;
-    let readings = [Some(forms.at_most.as_str()), forms.cut()];
-    let lower = |reading: &str| {
-        ["/", reading]
-            .concat()
-            .chars()
-            .map(without_case)
-            .collect::<String>()
-    };
-    Some(
-        readings
-            .into_iter()
-            .flatten()
-            .any(|reading| fits(&lower(reading))),
-    )
-}
-
 impl Text {
     fn new() -> Self {
         Self {

@@ -126,11 +126,12 @@ async fn exchange(
     };
     let asks_first = message::asks_first(&parts);
     message::clean_request(&mut parts);
-    let (service, to_sign, credential) = inject(inner, route, &mut parts, record).await?;
-    let issuer = route
-        .service
-        .as_ref()
-        .and_then(|managed| managed.issuer(parts.uri.path()));
+    let Claimed {
+        service,
+        issuer,
+        to_sign,
+        credential,
+    } = inject(inner, route, &mut parts, record).await?;
     let lane = match credential {
         None if route.service.is_some() => route.own_connections(inner).lane(None),
         credential => route.connections.lane(credential),
@@ -235,24 +236,37 @@ async fn note_tokens(
     ))
 }
 
-/// Puts the credential of the route's service in, if it has one. What is given back is the service that has a say in
-/// the request's trailers, too, what the request is to be signed with, and which credential it goes out with.
+/// What the route's service has to do with a request.
+#[derive(Default)]
+struct Claimed {
+    /// It has a say in the request's trailers, too.
+    service: Option<Arc<Bound>>,
+    /// Answers are its tokens.
+    issuer: Option<Arc<Bound>>,
+    /// What the request is to be signed with.
+    to_sign: ToSign,
+    /// Which credential it goes out with.
+    credential: Option<CredentialId>,
+}
+
+/// Puts the credential of the route's service in, if it has one.
 async fn inject(
     inner: &Inner,
     route: &Route,
     parts: &mut Parts,
     record: &Record,
-) -> Result<(Option<Arc<Bound>>, ToSign, Option<CredentialId>), Refusal> {
+) -> Result<Claimed, Refusal> {
     let Some(managed) = &route.service else {
-        return Ok((None, None, None));
+        return Ok(Claimed::default());
     };
     let bound = &managed.bound;
-    let mut told = managed.explain(parts.uri.path());
+    let chosen = managed.choose(gate::request_line(parts));
+    let mut told = managed.explain(chosen);
     if !managed.is_site() {
         explain(route, record, told);
-        return Ok((None, None, None));
+        return Ok(Claimed::default());
     }
-    let endpoint = managed.endpoint(parts.uri.path());
+    let endpoint = chosen.map(|chosen| chosen.endpoint);
     let target = (&route.host, route.port);
     let injected = timeout(
         limits::at_most(limits::CREDENTIAL_TIME, holds("credential-time")),
@@ -267,8 +281,13 @@ async fn inject(
                 Injected::NotAsked => told.reason = CredentialReason::NoPlaceholder,
                 Injected::Issued | Injected::NotHere => {}
             }
-            let has_say = (put.injected != Injected::Own).then(|| Arc::clone(bound));
-            Ok((has_say, put.to_sign, put.credential))
+            let is_issuer = endpoint.is_some_and(|endpoint| endpoint.issues_tokens);
+            Ok(Claimed {
+                service: (put.injected != Injected::Own).then(|| Arc::clone(bound)),
+                issuer: is_issuer.then(|| Arc::clone(bound)),
+                to_sign: put.to_sign,
+                credential: put.credential,
+            })
         }
         Ok(Err(error)) => {
             // Which file or command of the host it is, is no business of the guest.

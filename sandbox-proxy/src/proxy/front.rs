@@ -144,7 +144,7 @@ async fn connect(
     // Where requests decide, nothing is resolved or dialled before one of them is allowed.
     let waits = route.admission.inspect && holds("inspect-before-dial");
     if let Some(managed) = route.service.as_ref().filter(|_| !route.is_read()) {
-        exchange::explain(&route, record, managed.explain(""));
+        exchange::explain(&route, record, managed.explain(None));
     }
     let upstream = if !tls || waits || (route.is_read() && route.connections.speaks_h2().is_some()) {
         None

@@ -126,16 +126,7 @@ impl Inner {
                 ),
             ));
         }
-        // A WebSocket over HTTP/2 is asked for by CONNECT (RFC 8441 §4), and everywhere else by GET.
-        let method = match parts.method {
-            Method::CONNECT => "GET",
-            ref method => method.as_str(),
-        };
-        let line = RequestLine {
-            method,
-            path: parts.uri.path(),
-        };
-        self.admit(&route.host, route.port, route.scheme(), Some(line))
+        self.admit(&route.host, route.port, route.scheme(), Some(request_line(parts)))
             .await
     }
 
@@ -154,6 +145,18 @@ impl Inner {
             }
         };
         Err(Refusal::denied(&rule, why))
+    }
+}
+
+/// What rules are told of a request.
+pub(super) fn request_line(parts: &Parts) -> RequestLine<'_> {
+    RequestLine {
+        // A WebSocket over HTTP/2 is asked for by CONNECT (RFC 8441 §4), and everywhere else by GET.
+        method: match parts.method {
+            Method::CONNECT => "GET",
+            ref method => method.as_str(),
+        },
+        path: parts.uri.path(),
     }
 }
 

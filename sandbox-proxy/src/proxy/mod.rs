@@ -56,7 +56,7 @@ use std::time::Duration;
 use sandbox_core::audit::AuditEvent;
 use sandbox_core::credential::CredentialError;
 use sandbox_core::host::Host;
-use sandbox_core::policy::{Policy, Scheme};
+use sandbox_core::policy::{Policy, RequestLine, Scheme};
 use sandbox_core::{BoxStream, SandboxId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -243,25 +243,32 @@ impl Proxy {
         &self.inner.placeholder_tag
     }
 
-    /// Why a request to this host, port and path gets a credential, or why not: the answer of the code that decides
+    /// Why a request to this host and port gets a credential, or why not: the answer of the code that decides
     /// it, for a request in which the client sends nothing of its own. What happened to those that were made is in
     /// [`AuditEvent::credential_reason`] and, at level `DEBUG`, in `tracing`.
     ///
     /// ```
     /// # use std::sync::Arc;
-    /// use sandbox_core::policy::Scheme;
+    /// use sandbox_core::policy::{RequestLine, Scheme};
     /// use sandbox_proxy::{Proxy, Service, sources};
     /// let proxy = Proxy::builder("one".parse().unwrap())
     ///     .credential(Service::github(), Arc::new(sources::Env::new("GITHUB_TOKEN")))
     ///     .build()?;
-    /// let why = proxy.explain_credential(Scheme::Http, &"github.com".parse().unwrap(), 80, "/");
+    /// let line = RequestLine { method: "GET", path: "/" };
+    /// let why = proxy.explain_credential(Scheme::Http, &"github.com".parse().unwrap(), 80, line);
     /// assert_eq!(why.to_string(), "github: not injected: the service takes TLS only, and this is plain HTTP");
     /// # Ok::<(), sandbox_proxy::ProxyError>(())
     /// ```
-    pub fn explain_credential(&self, scheme: Scheme, host: &Host, port: u16, path: &str) -> Explanation {
+    pub fn explain_credential(
+        &self,
+        scheme: Scheme,
+        host: &Host,
+        port: u16,
+        request: RequestLine<'_>,
+    ) -> Explanation {
         // What is tunnelled is TLS, but for the port of plain HTTP.
         let tls = scheme == Scheme::Tunnel && port != front::HTTP_PORT;
-        self.inner.services.explain(tls, host, port, path)
+        self.inner.services.explain(tls, host, port, request)
     }
 
     /// Audit events from now on. A subscriber that is slow loses the oldest and is told how many.

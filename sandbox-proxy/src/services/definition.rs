@@ -3,8 +3,7 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::endpoint::{Basic, Endpoint, Hosts, PathPattern, Placement};
-use super::sign::is_of_aws;
+use super::endpoint::{Basic, Endpoint, Placement};
 use super::{ClientCredential, InvalidService, Service};
 
 /// The format of definitions that this version reads.
@@ -37,9 +36,7 @@ struct Definition {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndpointDefinition {
-    hosts: Vec<String>,
-    #[serde(default)]
-    paths: Vec<String>,
+    targets: Vec<String>,
     put: Put,
     #[serde(default, rename = "issues-tokens")]
     issues_tokens: bool,
@@ -100,34 +97,20 @@ pub(super) fn parse(text: &str) -> Result<Service, InvalidService> {
     service.plain_http = definition.plain_http_allowed;
     service.compression = definition.allow_compression;
     for EndpointDefinition {
-        hosts,
-        paths,
+        targets,
         put,
         issues_tokens,
     } in definition.endpoint
     {
-        let paths: Vec<_> = paths
-            .iter()
-            .map(|path| (path, PathPattern::parse(path)))
-            .collect();
-        if let Some((path, _)) = paths.iter().find(|(_, pattern)| pattern.is_none()) {
-            return Err(InvalidService::Path {
-                service: service.name,
-                text: (*path).clone(),
-            });
-        }
-        let paths: Vec<_> = paths.into_iter().filter_map(|(_, pattern)| pattern).collect();
-        let placement = placement(&mut service, put);
-        let Some(placement) = placement else {
+        let Some(placement) = placement(&mut service, put) else {
             continue;
         };
-        for host in hosts {
-            let endpoint = Endpoint {
+        for target in targets {
+            let endpoint = Endpoint::parse(&service.name, &target, placement.clone())?;
+            service.endpoints.push(Endpoint {
                 issues_tokens,
-                ..Endpoint::parse(&service.name, &host, paths.clone(), placement.clone())?
-            };
-            endpoint.check_signature(&service.name)?;
-            service.endpoints.push(endpoint);
+                ..endpoint
+            });
         }
     }
     for header in &definition.strip.headers {
@@ -172,62 +155,4 @@ fn placement(service: &mut Service, put: Put) -> Option<Placement> {
         Put::Header(header) => service.header_placement(&header, "")?,
         Put::Prefixed(Prefixed { header, prefix }) => service.header_placement(&header, &prefix)?,
     })
-}
-
-impl Endpoint {
-    /// Parses `host` (port 443) or `host:port`.
-    pub(super) fn parse(
-        service: &str,
-        text: &str,
-        paths: Vec<PathPattern>,
-        placement: Placement,
-    ) -> Result<Self, InvalidService> {
-        let (hosts, port) = Self::parse_place(service, text, 443)?;
-        Ok(Self {
-            hosts,
-            port,
-            paths,
-            placement,
-            issues_tokens: false,
-        })
-    }
-
-    /// A signature is for no answers that are tokens, and one by AWS's rules for AWS's hosts alone.
-    fn check_signature(&self, service: &str) -> Result<(), InvalidService> {
-        let why = match self.placement {
-            Placement::SigV4 { .. } if self.issues_tokens => {
-                "issues-tokens is for hosts that take a credential, not for those that take a signature"
-            }
-            Placement::SigV4 { of_aws: true } if !is_of_aws(&self.hosts) => {
-                "sigv4-of-aws is for hosts of AWS alone; put = \"sigv4\" is for others"
-            }
-            _ => return Ok(()),
-        };
-        Err(InvalidService::Signature {
-            service: service.to_owned(),
-            host: self.hosts.to_string(),
-            why,
-        })
-    }
-
-    /// Parses `host` or `host:port`.
-    pub(super) fn parse_place(
-        service: &str,
-        text: &str,
-        default_port: u16,
-    ) -> Result<(Hosts, u16), InvalidService> {
-        let (hosts, port) = match text.rsplit_once(':') {
-            // An IPv6 address without brackets has no port.
-            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
-            _ => (text, Some(default_port)),
-        };
-        match (Hosts::parse(hosts), port) {
-            (Ok(hosts), Some(port)) if port != 0 => Ok((hosts, port)),
-            (hosts, _) => Err(InvalidService::Host {
-                service: service.to_owned(),
-                text: text.to_owned(),
-                cause: hosts.err().flatten(),
-            }),
-        }
-    }
 }

@@ -1,32 +1,34 @@
-//! Which service a request belongs to. Hosts are found by hash, through their parents for wildcards, so the cost does
-//! not grow with the number of services.
+//! Which service a request belongs to, found by the matcher of the policy's rules. First the host, its port and what is
+//! spoken decide on the service, and so on whether a stream is read; then method and path on where its credential goes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use sandbox_core::host::{Host, HostName};
+use sandbox_core::host::Host;
+use sandbox_core::policy::{RequestLine, Scheme};
 
 use super::bound::Bound;
-use super::endpoint::{Endpoint, Hosts, Placement};
+use super::endpoint::{Endpoint, Placement};
 use super::explain::{CredentialReason, Explanation};
 use crate::defence::holds;
+use crate::policy::{Patterns, Ports, Seen, Target};
+
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
 
 /// The services of one sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     bounds: Vec<Arc<Bound>>,
-    exact: HashMap<Host, Vec<Entry>>,
-    /// By the name below which they are.
-    children: HashMap<Box<str>, Vec<Entry>>,
-    descendants: HashMap<Box<str>, Vec<Entry>>,
+    /// The most specific targets last.
+    entries: Vec<Entry>,
+    /// Of the entries, with what else is spoken there than their services take.
+    patterns: Option<Patterns>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     bound: usize,
     endpoint: usize,
-    port: u16,
-    plain_http: bool,
 }
 
 /// What a service does with the requests of one route.
@@ -39,7 +41,15 @@ pub(crate) struct Managed {
     why_not: Option<CredentialReason>,
 }
 
-/// Two services for one host and port.
+/// Where the credential goes in one request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chosen<'m> {
+    pub(crate) endpoint: &'m Endpoint,
+    /// The same in words.
+    place: &'m Arc<str>,
+}
+
+/// Two services for one target.
 #[derive(Debug)]
 pub(crate) struct Conflict {
     pub(crate) first: String,
@@ -49,28 +59,28 @@ pub(crate) struct Conflict {
 
 impl Directory {
     pub(crate) fn new(bounds: Vec<Bound>) -> Result<Self, Conflict> {
-        let mut directory = Self::default();
-        for (bound, value) in bounds.into_iter().enumerate() {
-            for (endpoint, place) in value.service.endpoints.iter().enumerate() {
-                let entries = directory.entries(&place.hosts);
-                let is_other = |entry: &&Entry| entry.port == place.port && entry.bound != bound;
-                if let Some(other) = entries.iter().find(is_other).map(|entry| entry.bound) {
-                    let first = directory.bounds.get(other);
-                    return Err(Conflict {
-                        first: first.map_or("", |bound| bound.service.name()).to_owned(),
-                        second: value.service.name().to_owned(),
-                        host: format!("{}:{}", place.hosts, place.port),
-                    });
-                }
-                entries.push(Entry {
-                    bound,
-                    endpoint,
-                    port: place.port,
-                    plain_http: value.service.plain_http,
-                });
-            }
-            directory.bounds.push(Arc::new(value));
+        let bounds: Vec<_> = bounds.into_iter().map(Arc::new).collect();
+        let mut entries = Vec::new();
+        for (bound, value) in bounds.iter().enumerate() {
+            let endpoints = 0..value.service.endpoints.len();
+            entries.extend(endpoints.map(|endpoint| Entry { bound, endpoint }));
         }
+        let mut directory = Self {
+            bounds,
+            entries,
+            patterns: None,
+        };
+        directory.check_conflicts()?;
+        let mut entries = std::mem::take(&mut directory.entries);
+        entries.sort_by_key(|entry| {
+            directory
+                .endpoint(*entry)
+                .map(|endpoint| endpoint.pattern.target.rank())
+        });
+        directory.entries = entries;
+        directory.patterns = Some(Patterns::new(
+            directory.pairs().map(|(_, endpoint)| &endpoint.pattern),
+        ));
         Ok(directory)
     }
 
@@ -85,99 +95,136 @@ impl Directory {
     /// Whether this host is one of a service's, on whatever port, and gets secrets that open something by themselves.
     /// With a signature goes out no secret but the token of temporary keys, which is worth nothing without them.
     pub(crate) fn has_host(&self, host: &Host) -> bool {
-        let gets_secrets = |entry: &Entry| {
-            let endpoint = self
-                .bounds
-                .get(entry.bound)?
-                .service
-                .endpoints
-                .get(entry.endpoint)?;
-            Some(!matches!(endpoint.placement, Placement::SigV4 { .. }))
-        };
-        self.candidates(host)
-            .flatten()
-            .any(|entry| gets_secrets(entry).unwrap_or(true))
+        let gets_secrets =
+            |(_, endpoint): (_, &Endpoint)| !matches!(endpoint.placement, Placement::SigV4 { .. });
+        self.at_any_port(host).any(gets_secrets)
     }
 
     /// The service for requests to this host and port. This is what enforcement uses and what is explained. The most
-    /// specific pattern of hosts decides. `None`: no service has the host.
+    /// specific target decides. `None`: no service has the host.
     pub(crate) fn select(&self, tls: bool, host: &Host, port: u16) -> Option<Managed> {
-        let mut ports = Vec::new();
-        let mut elsewhere = None;
-        for entries in self.candidates(host) {
-            let first = entries.iter().find(|entry| {
-                (entry.port == port || !holds("bound-port"))
-                    && (tls || entry.plain_http || !holds("tls-only"))
-            });
-            if let Some(first) = first {
-                let endpoints = entries
-                    .iter()
-                    .filter(|entry| entry.bound == first.bound && entry.port == first.port);
-                return Some(Managed {
-                    bound: Arc::clone(self.bounds.get(first.bound)?),
-                    endpoints: endpoints.map(|entry| entry.endpoint).collect(),
-                    why_not: None,
-                });
-            }
-            elsewhere = elsewhere.or_else(|| {
-                // The same site without TLS is one where its credentials must not be sent either.
-                let is_site =
-                    |entry: &&Entry| !tls && (entry.port == port || (entry.port, port) == (443, 80));
-                entries.iter().find(is_site).or(entries.first())
-            });
-            ports.extend(entries.iter().map(|entry| entry.port));
+        let scheme = if tls || !holds("tls-only") {
+            Scheme::Tunnel
+        } else {
+            Scheme::Http
+        };
+        let may = |(bound, _): &(&Arc<Bound>, _)| scheme == Scheme::Tunnel || bound.service.plain_http;
+        if let Some((bound, endpoint)) = self.find(host, port, scheme).filter(may) {
+            return Some(Managed::of(bound, &endpoint.pattern.target, |ports| {
+                ports.hold(port)
+            }));
         }
-        let elsewhere = elsewhere?;
-        let is_plain = !tls && (elsewhere.port == port || (elsewhere.port, port) == (443, 80));
+        // The same site without TLS is one where its credentials must not be sent either.
+        let is_site = |ports: Ports| !tls && (ports.hold(port) || (port == HTTP && ports.hold(HTTPS)));
+        let others: Vec<_> = self.at_any_port(host).collect();
+        let site = others
+            .iter()
+            .find(|(_, endpoint)| is_site(endpoint.pattern.ports));
+        let (bound, endpoint) = site.or(others.first())?;
+        if !holds("bound-port") {
+            return Some(Managed::of(bound, &endpoint.pattern.target, |_| true));
+        }
+        let mut ports: Vec<_> = others
+            .iter()
+            .map(|(_, endpoint)| endpoint.pattern.ports)
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         Some(Managed {
-            bound: Arc::clone(self.bounds.get(elsewhere.bound)?),
+            bound: Arc::clone(bound),
             endpoints: Vec::new(),
-            why_not: Some(if is_plain {
+            why_not: Some(if site.is_some() {
                 CredentialReason::PlainHttp
             } else {
-                CredentialReason::OtherPort { ports }
+                CredentialReason::OtherPort {
+                    ports: ports.into_iter().map(|ports| ports.first..=ports.last).collect(),
+                }
             }),
         })
     }
 
     /// What would happen to a request without a credential of the client's own.
-    pub(crate) fn explain(&self, tls: bool, host: &Host, port: u16, path: &str) -> Explanation {
-        let Some(managed) = self.select(tls, host, port) else {
-            return Explanation::no_service();
-        };
-        managed.explain(path)
-    }
-
-    /// The entries whose pattern has this host, the most specific pattern first.
-    fn candidates<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a Vec<Entry>> {
-        let name = host.name().map_or("", HostName::as_str);
-        let parents = name
-            .match_indices('.')
-            .filter_map(move |(dot, _)| name.get(dot + 1..));
-        let wild = parents.enumerate().flat_map(move |(depth, parent)| {
-            let child = self.children.get(parent).filter(|_| depth == 0);
-            child.into_iter().chain(self.descendants.get(parent))
-        });
-        let all = [&self.children, &self.descendants]
-            .into_iter()
-            .flat_map(HashMap::values);
-        let of_others = self.exact.values().chain(all).filter(|_| !holds("bound-host"));
-        self.exact.get(host).into_iter().chain(wild).chain(of_others)
-    }
-
-    fn entries(&mut self, hosts: &Hosts) -> &mut Vec<Entry> {
-        match hosts {
-            Hosts::Exact(host) => self.exact.entry(host.clone()).or_default(),
-            Hosts::Children(base) => self.children.entry(base.as_str().into()).or_default(),
-            Hosts::Descendants(base) => self.descendants.entry(base.as_str().into()).or_default(),
+    pub(crate) fn explain(&self, tls: bool, host: &Host, port: u16, line: RequestLine<'_>) -> Explanation {
+        match self.select(tls, host, port) {
+            Some(managed) => managed.explain(managed.choose(line)),
+            None => Explanation::no_service(),
         }
+    }
+
+    /// Two services cannot be told apart at the same target.
+    fn check_conflicts(&self) -> Result<(), Conflict> {
+        for (at, (bound, endpoint)) in self.pairs().enumerate() {
+            let pattern = &endpoint.pattern;
+            let before = self.pairs().take(at);
+            let other = before
+                .map(|(other, known)| (other, &known.pattern))
+                .find(|(other, known)| {
+                    !Arc::ptr_eq(bound, other)
+                        && known.target == pattern.target
+                        && known.ports.meet(pattern.ports)
+                });
+            if let Some((first, _)) = other {
+                return Err(Conflict {
+                    first: first.service.name().to_owned(),
+                    second: bound.service.name().to_owned(),
+                    host: pattern.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The services that have this host on some port, the most specific target first.
+    fn at_any_port(&self, host: &Host) -> impl Iterator<Item = (&Arc<Bound>, &Endpoint)> {
+        let places = self.patterns.as_ref().map(|patterns| patterns.at_any_port(host));
+        places.into_iter().flatten().filter_map(|at| self.pair(at))
+    }
+
+    /// The most specific target that an attempt is at.
+    fn find(&self, host: &Host, port: u16, scheme: Scheme) -> Option<(&Arc<Bound>, &Endpoint)> {
+        let patterns = self.patterns.as_ref()?;
+        let is_at_port = |(_, endpoint): &(_, &Endpoint)| endpoint.pattern.covers(port, scheme);
+        let of_others = || self.pairs().find(is_at_port).filter(|_| !holds("bound-host"));
+        patterns
+            .last(host, port, scheme)
+            .and_then(|at| self.pair(at))
+            .or_else(of_others)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&Arc<Bound>, &Endpoint)> {
+        (0..self.entries.len()).filter_map(|at| self.pair(at))
+    }
+
+    fn pair(&self, at: usize) -> Option<(&Arc<Bound>, &Endpoint)> {
+        let entry = self.entries.get(at)?;
+        self.bounds.get(entry.bound).zip(self.endpoint(*entry))
+    }
+
+    fn endpoint(&self, entry: Entry) -> Option<&Endpoint> {
+        self.bounds
+            .get(entry.bound)?
+            .service
+            .endpoints
+            .get(entry.endpoint)
     }
 }
 
 impl Managed {
-    /// Whether the service takes a credential on this host and port, on whatever path.
+    /// The endpoints of a service at a target, on ports that are asked for.
+    fn of(bound: &Arc<Bound>, target: &Target, at: impl Fn(Ports) -> bool) -> Self {
+        let endpoints = bound.service.endpoints.iter().enumerate();
+        let is_here = |endpoint: &Endpoint| endpoint.pattern.target == *target && at(endpoint.pattern.ports);
+        Self {
+            endpoints: endpoints
+                .filter(|(_, endpoint)| is_here(endpoint))
+                .map(|(at, _)| at)
+                .collect(),
+            bound: Arc::clone(bound),
+            why_not: None,
+        }
+    }
+
+    /// Whether the service takes a credential on this host and port, in whatever requests.
     pub(crate) fn is_bound(&self) -> bool {
         self.why_not.is_none()
     }
@@ -188,50 +235,47 @@ impl Managed {
         matches!(self.why_not, None | Some(CredentialReason::PlainHttp))
     }
 
-    /// The first endpoint that has this path. Of one that issues tokens, also a path that some server might read as its
-    /// own; where nobody can say whether a path is that, it gets no credential.
-    pub(crate) fn endpoint(&self, path: &str) -> Option<&Endpoint> {
-        self.endpoint_and_place(path).map(|(endpoint, _)| endpoint)
-    }
-
-    /// The same, with where its credential goes in words.
-    fn endpoint_and_place(&self, path: &str) -> Option<(&Endpoint, &Arc<str>)> {
-        let mut is_clear = true;
-        for index in &self.endpoints {
-            let (endpoint, place) = self.bound.endpoint_and_place(*index)?;
-            if endpoint.has_path(path) {
+    /// The first endpoint that has this request. Of one that issues tokens, also a request that some server might take
+    /// for its own; where nobody can say whether it is that, it gets no credential.
+    pub(crate) fn choose(&self, line: RequestLine<'_>) -> Option<Chosen<'_>> {
+        let endpoints = || {
+            self.endpoints
+                .iter()
+                .filter_map(|index| self.bound.endpoint_and_place(*index))
+        };
+        let chosen = |(endpoint, place)| Chosen { endpoint, place };
+        if endpoints().all(|(endpoint, _)| !endpoint.pattern.has_condition()) {
+            return endpoints().next().map(chosen);
+        }
+        let seen = Seen::new(line);
+        let mut might_be_for_tokens = false;
+        for (endpoint, place) in endpoints() {
+            if endpoint.pattern.has(&seen) {
                 let gets_secret = endpoint.placement != Placement::Issued;
-                return (is_clear || !gets_secret).then_some((endpoint, place));
+                return (!might_be_for_tokens || !gets_secret).then_some(Chosen { endpoint, place });
             }
             // What a token server gives is looked into, so it must not be got by another spelling of its path, by which
             // the request would be another endpoint's.
-            if endpoint.issues_tokens && holds("issuer-path") {
-                match endpoint.might_have_path(path) {
-                    Some(true) => return Some((endpoint, place)),
-                    Some(false) => {}
-                    None => is_clear = false,
+            if endpoint.issues_tokens && endpoint.pattern.might_have(&seen) && holds("issuer-path") {
+                if seen.is_clear() {
+                    return Some(Chosen { endpoint, place });
                 }
+                might_be_for_tokens = true;
             }
         }
         None
     }
 
-    /// The service, if answers to requests with this path are its tokens.
-    pub(crate) fn issuer(&self, path: &str) -> Option<Arc<Bound>> {
-        let issues = self.endpoint(path).is_some_and(|endpoint| endpoint.issues_tokens);
-        issues.then(|| Arc::clone(&self.bound))
-    }
-
-    /// What happens to a request with this path, if the client has no credential of its own and the source one.
-    pub(crate) fn explain(&self, path: &str) -> Explanation {
-        let reason = match (&self.why_not, self.endpoint_and_place(path)) {
+    /// What happens to a request, if the client has no credential of its own and the source one.
+    pub(crate) fn explain(&self, chosen: Option<Chosen<'_>>) -> Explanation {
+        let reason = match (&self.why_not, chosen) {
             (Some(why_not), _) => why_not.clone(),
-            (None, None) => CredentialReason::OtherPath,
-            (None, Some((endpoint, _))) if endpoint.placement == Placement::Issued => {
+            (None, None) => CredentialReason::OtherRequest,
+            (None, Some(chosen)) if chosen.endpoint.placement == Placement::Issued => {
                 CredentialReason::Issued
             }
-            (None, Some((_, place))) => CredentialReason::Injected {
-                place: Arc::clone(place),
+            (None, Some(chosen)) => CredentialReason::Injected {
+                place: Arc::clone(chosen.place),
             },
         };
         Explanation::new(&self.bound.name, reason)

@@ -1,31 +1,23 @@
 //! Endpoints of services: which requests they are for, and where the credential goes in those.
 
 use http::HeaderName;
-use sandbox_core::host::{Host, HostName, InvalidHost};
+use sandbox_core::policy::Scheme;
 
-use crate::policy::might_be;
+use super::InvalidService;
+use super::sign::is_of_aws;
+use crate::policy::{self, Pattern, Ports, RuleError, Target};
 
-/// Some requests to one host, or to some hosts, on one port, and where the credential goes in them.
+/// A network with a shorter prefix is no service's: `10.0.0.0/8` is the widest that somebody has for himself.
+const MIN_NETWORK_BITS: u8 = 8;
+
+/// Some requests, and where the credential goes in them.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
-    pub(crate) hosts: Hosts,
-    pub(crate) port: u16,
-    /// Of which paths; none means all.
-    pub(crate) paths: Vec<PathPattern>,
+    /// As rules of the policy have it.
+    pub(crate) pattern: Pattern,
     pub(crate) placement: Placement,
     /// Whether its answers are tokens, which pass where the placement is [`Placement::Issued`].
     pub(crate) issues_tokens: bool,
-}
-
-/// Which hosts an endpoint is for: wildcards mean what they mean in rules of the policy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Hosts {
-    /// This one.
-    Exact(Host),
-    /// `*.`: names with one label more.
-    Children(HostName),
-    /// `**.`: names with one label more or several.
-    Descendants(HostName),
 }
 
 /// Where the credential goes in a request.
@@ -62,94 +54,74 @@ pub(crate) enum Basic {
     Pair,
 }
 
-/// A path with a `*` at its start, its end, or both; matched against the path as the client sends it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PathPattern {
-    text: String,
-    open_start: bool,
-    open_end: bool,
-}
-
 impl Endpoint {
-    /// Whether requests with this path are among its own.
-    pub(crate) fn has_path(&self, path: &str) -> bool {
-        self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(path))
+    /// Parses a target, which must be somebody's.
+    pub(super) fn parse(service: &str, text: &str, placement: Placement) -> Result<Self, InvalidService> {
+        let pattern = Pattern::parse(text).map_err(|cause| no_target(service, text, cause))?;
+        check_owner(service, text, &pattern.target)?;
+        Ok(Self {
+            pattern,
+            placement,
+            issues_tokens: false,
+        })
     }
 
-    /// Whether some server might take this path for one of its own. `None` where nobody can say.
-    pub(crate) fn might_have_path(&self, path: &str) -> Option<bool> {
-        might_be(path, |reading| {
-            self.paths.iter().any(|pattern| pattern.matches_reading(reading))
+    /// What of it cannot be as its service has it, whichever target it has.
+    pub(super) fn check(&self, service: &str, plain_http: bool) -> Result<(), InvalidService> {
+        if self.pattern.scheme == Some(Scheme::Http) && !plain_http {
+            return Err(InvalidService::PlainHttp {
+                service: service.to_owned(),
+                target: self.pattern.to_string(),
+            });
+        }
+        // A signature is for no answers that are tokens, and one by AWS's rules for AWS's hosts alone.
+        let why = match self.placement {
+            Placement::SigV4 { .. } if self.issues_tokens => {
+                "issues-tokens is for hosts that take a credential, not for those that take a signature"
+            }
+            Placement::SigV4 { of_aws: true } if !is_of_aws(&self.pattern.target) => {
+                "sigv4-of-aws is for hosts of AWS alone; put = \"sigv4\" is for others"
+            }
+            _ => return Ok(()),
+        };
+        Err(InvalidService::Signature {
+            service: service.to_owned(),
+            host: self.pattern.target.to_string(),
+            why,
         })
     }
 }
 
-impl Hosts {
-    /// Parses `host`, `*.name` or `**.name`.
-    pub(crate) fn parse(text: &str) -> Result<Self, Option<InvalidHost>> {
-        let (make, base): (fn(HostName) -> Self, _) = if let Some(base) = text.strip_prefix("**.") {
-            (Self::Descendants, base)
-        } else if let Some(base) = text.strip_prefix("*.") {
-            (Self::Children, base)
-        } else {
-            return text.parse().map(Self::Exact).map_err(Some);
-        };
-        let base: HostName = base.parse().map_err(Some)?;
-        // Nobody owns all names under a top-level domain.
-        if base.as_str().contains('.') {
-            Ok(make(base))
-        } else {
-            Err(None)
-        }
+/// Parses hosts, and ports where they are written.
+pub(super) fn place(service: &str, text: &str) -> Result<(Target, Option<Ports>), InvalidService> {
+    let place = policy::place(text).map_err(|cause| no_target(service, text, cause))?;
+    check_owner(service, text, &place.0)?;
+    Ok(place)
+}
+
+fn no_target(service: &str, text: &str, cause: RuleError) -> InvalidService {
+    InvalidService::Target {
+        service: service.to_owned(),
+        text: text.to_owned(),
+        cause,
     }
 }
 
-impl std::fmt::Display for Hosts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exact(host) => host.fmt(f),
-            Self::Children(base) => write!(f, "*.{base}"),
-            Self::Descendants(base) => write!(f, "**.{base}"),
-        }
+/// Nobody owns every name, all names under a top-level domain, or the greater part of all addresses.
+fn check_owner(service: &str, text: &str, target: &Target) -> Result<(), InvalidService> {
+    let is_somebodys = match target {
+        Target::AnyName => false,
+        Target::Exact(_) => true,
+        Target::Child(base) | Target::Descendant(base) | Target::Domain(base) => base.as_str().contains('.'),
+        Target::Network(network) => network.bits() >= MIN_NETWORK_BITS,
+    };
+    if is_somebodys {
+        return Ok(());
     }
-}
-
-impl PathPattern {
-    /// Parses it; `None` if a `*` stands elsewhere, or nothing can match.
-    pub(crate) fn parse(pattern: &str) -> Option<Self> {
-        let (open_start, text) = match pattern.strip_prefix('*') {
-            Some(rest) => (true, rest),
-            None => (false, pattern),
-        };
-        let (open_end, text) = match text.strip_suffix('*') {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let starts = open_start || text.starts_with('/');
-        (starts && !text.contains('*')).then(|| Self {
-            text: text.to_owned(),
-            open_start,
-            open_end,
-        })
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        match (self.open_start, self.open_end) {
-            (false, false) => path == self.text,
-            (false, true) => path.starts_with(&self.text),
-            (true, false) => path.ends_with(&self.text),
-            (true, true) => path.contains(&self.text),
-        }
-    }
-
-    /// The same for a path as the policy reads it: in lower case, and without a slash at its end.
-    fn matches_reading(&self, reading: &str) -> bool {
-        let as_read = Self {
-            text: self.text.to_ascii_lowercase(),
-            ..*self
-        };
-        as_read.matches(reading) || as_read.matches(&[reading, "/"].concat())
-    }
+    Err(InvalidService::TooWide {
+        service: service.to_owned(),
+        text: text.to_owned(),
+    })
 }
 
 impl Placement {
@@ -171,34 +143,6 @@ impl Placement {
             Self::InPlace => "in the placeholder's place".to_owned(),
             Self::SigV4 { .. } => "as a signature in the place of the client's".to_owned(),
             Self::Issued => "as a token that the service gave to the client".to_owned(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_whole_or_open_where_a_star_is() {
-        for (pattern, path, wanted) in [
-            ("/token", "/token", true),
-            ("/token", "/token/", false),
-            ("/api/*", "/api/x", true),
-            ("/api/*", "/apix", false),
-            ("*/info/refs", "/a/b.git/info/refs", true),
-            ("*/info/refs", "/info/refs/x", false),
-            ("*/lfs/*", "/a/lfs/b", true),
-            ("*", "/", true),
-        ] {
-            assert_eq!(
-                PathPattern::parse(pattern).unwrap().matches(path),
-                wanted,
-                "{pattern} {path}"
-            );
-        }
-        for bad in ["", "a", "/a*b", "/**"] {
-            assert!(PathPattern::parse(bad).is_none(), "{bad}");
         }
     }
 }

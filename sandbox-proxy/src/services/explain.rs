@@ -1,6 +1,7 @@
 //! Why a request gets a credential or none, in words that hold no secret.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::bound::BoundError;
@@ -29,12 +30,12 @@ pub enum CredentialReason {
     /// The service has this host on other ports only.
     OtherPort {
         /// Those ports.
-        ports: Vec<u16>,
+        ports: Vec<RangeInclusive<u16>>,
     },
     /// The service takes its credential over TLS only, and this is plain HTTP.
     PlainHttp,
-    /// The service has this host, but takes no credential on this path.
-    OtherPath,
+    /// The service has this host, but takes no credential in requests with this method and path.
+    OtherRequest,
     /// The service puts the credential where the client has a placeholder, and there was none.
     NoPlaceholder,
     /// The client's own credential went through, as the service says ([`ClientCredential::Pass`](super::ClientCredential::Pass)).
@@ -112,12 +113,19 @@ impl fmt::Display for CredentialReason {
             Self::NoService => f.write_str("not injected: no service has this host"),
             Self::OtherPort { ports } => {
                 f.write_str("not injected: the service has this host on other ports only:")?;
-                ports.iter().try_for_each(|port| write!(f, " {port}"))
+                ports
+                    .iter()
+                    .try_for_each(|ports| match (ports.start(), ports.end()) {
+                        (first, last) if first == last => write!(f, " {first}"),
+                        (first, last) => write!(f, " {first}-{last}"),
+                    })
             }
             Self::PlainHttp => {
                 f.write_str("not injected: the service takes TLS only, and this is plain HTTP")
             }
-            Self::OtherPath => f.write_str("not injected: the service takes no credential on this path"),
+            Self::OtherRequest => {
+                f.write_str("not injected: the service takes no credential with this method and path")
+            }
             Self::NoPlaceholder => {
                 f.write_str("not injected: the client sent no placeholder where the service expects one")
             }

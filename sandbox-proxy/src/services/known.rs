@@ -21,10 +21,10 @@ macro_rules! known {
     };
 }
 
-static KNOWN: [Known; 31] = known![
+static KNOWN: [Known; 32] = known![
     "anaconda.org" "anthropic" "aws" "bitbucket" "cerebras" "cohere" "crates.io" "deepseek" "docker.io" "fireworks"
     "ghcr.io" "github" "gitlab" "google" "groq" "hex.pm" "huggingface" "mistral" "npm" "nuget" "openai" "openrouter"
-    "perplexity" "pkg.dev" "pub.dev" "pypi" "quay.io" "replicate" "rubygems" "together" "xai"
+    "perplexity" "pkg.dev" "pub.dev" "public.ecr.aws" "pypi" "quay.io" "replicate" "rubygems" "together" "xai"
 ];
 
 impl Service {

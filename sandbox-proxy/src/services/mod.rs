@@ -20,10 +20,10 @@ mod tests;
 
 use http::HeaderName;
 use http::header::{AUTHORIZATION, COOKIE};
-use sandbox_core::host::InvalidHost;
 use serde::Deserialize;
 
-use endpoint::{Basic, Endpoint, PathPattern, Placement};
+use crate::policy::{self, RuleError};
+use endpoint::{Basic, Endpoint, Placement};
 pub use explain::{CredentialReason, Explanation};
 pub use placeholder::{InvalidPlaceholderTag, PlaceholderTag};
 
@@ -76,30 +76,40 @@ pub enum InvalidService {
         /// The service's name.
         service: String,
     },
-    /// A text that is no `host` or `host:port`; the host can be `*.name` or `**.name`, if the name has a dot.
+    /// A text that is no target as rules of the policy have them.
     #[error(
-        "service {service}: {text:?} is not a host or host:port; wildcards are *.name and **.name below a domain"
+        "service {service}: {text:?} is no target, such as api.example.com or api.example.com:8443/v1/**"
     )]
-    Host {
+    Target {
         /// The service's name.
         service: String,
         /// What was given.
         text: String,
-        /// What is wrong with its host part, if that is the fault.
+        /// Where it stops being one, and what to write instead.
         #[source]
-        cause: Option<InvalidHost>,
+        cause: RuleError,
+    },
+    /// A target that is nobody's own: every name, all names of a top-level domain, or a network with less than 8 bits.
+    #[error("service {service}: nobody owns all of {text:?}; name the hosts that are to get the credential")]
+    TooWide {
+        /// The service's name.
+        service: String,
+        /// What was given.
+        text: String,
+    },
+    /// A target of plain HTTP in a service that speaks TLS only.
+    #[error(
+        "service {service}: {target} is plain HTTP; say plain_http_allowed() if everyone on the way may read the credential"
+    )]
+    PlainHttp {
+        /// The service's name.
+        service: String,
+        /// The target.
+        target: String,
     },
     /// A text that cannot be a header's name, or names a header that the proxy owns.
     #[error("service {service}: {text:?} cannot be the header of a credential")]
     Header {
-        /// The service's name.
-        service: String,
-        /// What was given.
-        text: String,
-    },
-    /// A text that is no path, or has a `*` elsewhere than at its ends.
-    #[error("service {service}: {text:?} is no path: it starts with / or *, and may end with *")]
-    Path {
         /// The service's name.
         service: String,
         /// What was given.
@@ -144,8 +154,11 @@ pub enum InvalidService {
 }
 
 impl Service {
-    /// A service of your own. Add its hosts with [`bearer`](Self::bearer), [`header`](Self::header),
-    /// [`basic`](Self::basic) or [`query`](Self::query); each takes `host` (port 443) or `host:port`.
+    /// A service of your own. Add what it is for with [`bearer`](Self::bearer), [`header`](Self::header),
+    /// [`basic`](Self::basic) or [`query`](Self::query); each takes a target as rules of the policy do
+    /// ([`Rules`](crate::Rules)): `host` (port 443), `host:port`, `**.host`, `host/v1/**`, `GET,HEAD host`. The most
+    /// specific hosts decide which service a request is of, and the first of its targets that has the request where
+    /// the credential goes.
     ///
     /// ```
     /// use sandbox_proxy::Service;
@@ -179,13 +192,12 @@ impl Service {
     ///     name = "acme"
     ///     client-credential = "reject"        # or "replace", "pass"
     ///
-    ///     [[endpoint]]                        # the first that has a request's host and path is used
-    ///     hosts = ["git.acme.example"]        # also: name:port, "*.name", "**.name"
-    ///     paths = ["*/info/refs", "*/git-upload-pack"]
+    ///     [[endpoint]]                        # the first that has a request is used
+    ///     targets = ["git.acme.example/**/info/refs", "POST git.acme.example/**/git-upload-pack"] # as in rules
     ///     put = { basic-user = "token" }      # Basic with this user name
     ///
     ///     [[endpoint]]
-    ///     hosts = ["git.acme.example", "api.acme.example:8443"]
+    ///     targets = ["git.acme.example", "api.acme.example:8443"]
     ///     put = { header = "x-acme-key" }     # also: "bearer", { query = "key" }, "in-place", "sigv4", …
     ///
     ///     [strip]                             # further places in which clients send credentials
@@ -204,45 +216,45 @@ impl Service {
         definition::parse(definition)
     }
 
-    /// A host that takes `Authorization: Bearer …` (RFC 6750).
+    /// A target that takes `Authorization: Bearer …` (RFC 6750).
     #[must_use]
-    pub fn bearer(self, host: &str) -> Self {
-        self.endpoint(host, Vec::new(), Placement::bearer())
+    pub fn bearer(self, target: &str) -> Self {
+        self.endpoint(target, Placement::bearer())
     }
 
-    /// A host that takes the bare credential in a header of this name.
+    /// A target that takes the bare credential in a header of this name.
     #[must_use]
-    pub fn header(mut self, host: &str, header: &str) -> Self {
+    pub fn header(mut self, target: &str, header: &str) -> Self {
         match self.header_placement(header, "") {
-            Some(placement) => self.endpoint(host, Vec::new(), placement),
+            Some(placement) => self.endpoint(target, placement),
             None => self,
         }
     }
 
-    /// A host that takes the credential as password of `Authorization: Basic …` with this user name.
+    /// A target that takes the credential as password of `Authorization: Basic …` with this user name.
     #[must_use]
-    pub fn basic(mut self, host: &str, username: &str) -> Self {
+    pub fn basic(mut self, target: &str, username: &str) -> Self {
         match self.password_of(username.to_owned()) {
-            Some(placement) => self.endpoint(host, Vec::new(), placement),
+            Some(placement) => self.endpoint(target, placement),
             None => self,
         }
     }
 
-    /// A host that takes the credential as a query parameter of this name.
+    /// A target that takes the credential as a query parameter of this name.
     #[must_use]
-    pub fn query(mut self, host: &str, parameter: &str) -> Self {
+    pub fn query(mut self, target: &str, parameter: &str) -> Self {
         self.stripped_parameters.push(parameter.to_owned());
         let name = parameter.to_owned();
-        self.endpoint(host, Vec::new(), Placement::Query { name })
+        self.endpoint(target, Placement::Query { name })
     }
 
-    /// A host that takes the credential wherever the client has a placeholder: in `Authorization`, bare, after a scheme
+    /// A target that takes the credential wherever the client has a placeholder: in `Authorization`, bare, after a scheme
     /// or as one half of Basic, or in one of the places named with [`also_strips`](Self::also_strips) and
     /// [`also_strips_parameter`](Self::also_strips_parameter). The other half of Basic stays the client's. Requests
     /// without a placeholder get no credential.
     #[must_use]
-    pub fn in_place(self, host: &str) -> Self {
-        self.endpoint(host, Vec::new(), Placement::InPlace)
+    pub fn in_place(self, target: &str) -> Self {
+        self.endpoint(target, Placement::InPlace)
     }
 
     /// Another header in which clients send credentials to this service; treated like the credential's own place.
@@ -326,23 +338,26 @@ impl Service {
         self
     }
 
-    /// The same service on a host of your own: every endpoint at `from` is at `to` instead. `from` is a host as the
-    /// service has it, of whatever port; with a port, endpoints on that one alone move. `to` is `host`, for the port
-    /// that each had, or `host:port`. For instance `Service::gitlab().moved("gitlab.com", "gitlab.acme.example")`. A
-    /// `from` that the service does not have is a mistake that building a proxy tells.
+    /// The same service on hosts of your own: every endpoint at `from` is at `to` instead. `from` is hosts as the
+    /// service has them, on whatever ports; with a port or a range of them, endpoints on those alone move. `to` is `host`,
+    /// for the ports that each had, or `host:port`; methods and paths stay. For instance
+    /// `Service::gitlab().moved("gitlab.com", "gitlab.acme.example")`. A `from` that the service does not have is a mistake
+    /// that building a proxy tells.
     #[must_use]
     pub fn moved(mut self, from: &str, to: &str) -> Self {
+        let (target, ports) = match endpoint::place(&self.name, to) {
+            Ok(place) => place,
+            Err(error) => return self.fail(error),
+        };
         let mut has_moved = false;
-        for mut endpoint in std::mem::take(&mut self.endpoints) {
-            let (hosts, port) = (endpoint.hosts.to_string(), endpoint.port);
-            if hosts.eq_ignore_ascii_case(from) || format!("{hosts}:{port}").eq_ignore_ascii_case(from) {
-                has_moved = true;
-                match Endpoint::parse_place(&self.name, to, port) {
-                    Ok(place) => (endpoint.hosts, endpoint.port) = place,
-                    Err(error) => self.error = self.error.or(Some(error)),
+        if let Ok((old_target, old_ports)) = policy::place(from) {
+            for Endpoint { pattern, .. } in &mut self.endpoints {
+                if pattern.target == old_target && old_ports.is_none_or(|old| old == pattern.ports) {
+                    pattern.target = target.clone();
+                    pattern.ports = ports.unwrap_or(pattern.ports);
+                    has_moved = true;
                 }
             }
-            self.endpoints.push(endpoint);
         }
         if has_moved {
             return self;
@@ -404,7 +419,10 @@ impl Service {
             None if self.endpoints.is_empty() => Err(InvalidService::NoHost {
                 service: self.name.clone(),
             }),
-            None => Ok(()),
+            None => {
+                let mut endpoints = self.endpoints.iter();
+                endpoints.try_for_each(|endpoint| endpoint.check(&self.name, self.plain_http))
+            }
         }
     }
 
@@ -446,8 +464,8 @@ impl Service {
         Some(Placement::Basic(Basic::PasswordOf(user)))
     }
 
-    fn endpoint(mut self, text: &str, paths: Vec<PathPattern>, placement: Placement) -> Self {
-        match Endpoint::parse(&self.name, text, paths, placement) {
+    fn endpoint(mut self, target: &str, placement: Placement) -> Self {
+        match Endpoint::parse(&self.name, target, placement) {
             Ok(endpoint) => {
                 self.endpoints.push(endpoint);
                 self

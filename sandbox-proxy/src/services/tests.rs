@@ -10,6 +10,8 @@ use sandbox_core::credential::{
     Credential, CredentialError, CredentialRequest, CredentialSource, Issued, SecretString,
 };
 
+use sandbox_core::policy::RequestLine;
+
 use super::directory::{Directory, Managed};
 use super::inject::{self, InjectError, Injected};
 use super::*;
@@ -36,6 +38,18 @@ fn directory(services: impl IntoIterator<Item = Service>) -> Directory {
     Directory::new(services.into_iter().map(bind).collect()).unwrap()
 }
 
+fn get(path: &str) -> RequestLine<'_> {
+    RequestLine { method: "GET", path }
+}
+
+fn chosen<'m>(managed: &'m Managed, parts: &Parts) -> Option<&'m Endpoint> {
+    let line = RequestLine {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+    };
+    managed.choose(line).map(|chosen| chosen.endpoint)
+}
+
 fn managed(service: &Service, host: &str) -> Option<Managed> {
     directory([service.clone()]).select(true, &host.parse().unwrap(), 443)
 }
@@ -44,7 +58,7 @@ fn managed(service: &Service, host: &str) -> Option<Managed> {
 fn send(parts: &mut Parts, service: &Service, host: &str, secret: &str) -> Result<Injected, InjectError> {
     let managed = managed(service, host).unwrap();
     let service = &managed.bound.service;
-    let endpoint = managed.endpoint(parts.uri.path());
+    let endpoint = chosen(&managed, parts);
     if let Some(injected) = inject::prepare(parts, service, endpoint, &managed.bound.tokens)? {
         return Ok(injected);
     }
@@ -304,7 +318,7 @@ fn only_a_lone_bearer_token_passes_to_a_registry_that_issued_it() {
     let bound = &managed.bound;
     bound.tokens.note(br#"{"token": "eyJ.a-b_c.d="}"#);
     let to = |parts: &mut Parts| {
-        let endpoint = managed.endpoint(parts.uri.path());
+        let endpoint = chosen(&managed, parts);
         inject::prepare(parts, &bound.service, endpoint, &bound.tokens)
             .unwrap()
             .unwrap()
@@ -343,7 +357,7 @@ fn header_that_a_source_chooses_is_alone_too() {
         name: "X-Own-Key".to_owned(),
         value: "managed".to_owned().into(),
     };
-    let endpoint = managed.endpoint("/").unwrap();
+    let endpoint = managed.choose(get("/")).unwrap().endpoint;
     inject::replace(&mut parts, &managed.bound.service, endpoint, &credential).unwrap();
     assert_eq!(parts.headers.len(), 1);
     assert_eq!(parts.headers["x-own-key"], "managed");
@@ -362,7 +376,7 @@ fn pairs_must_be_pairs_and_their_password_is_a_secret_of_its_own() {
     assert!(matches!(error, InjectError::Pair(_)) && !error.to_string().contains("no-colon"));
     let managed = managed(&service, "auth.docker.io").unwrap();
     let token = Credential::Token(SecretString::from("user:pass:word"));
-    let shaped = inject::shaped(token, &service, managed.endpoint("/token").unwrap()).unwrap();
+    let shaped = inject::shaped(token, &service, managed.choose(get("/token")).unwrap().endpoint).unwrap();
     assert!(matches!(&shaped, Credential::Basic { username, .. } if username == "user"));
     use sandbox_core::credential::ExposeSecret;
     assert_eq!(shaped.secrets().next().unwrap().expose_secret(), "pass:word");
@@ -382,7 +396,7 @@ fn the_most_specific_hosts_decide_and_other_ports_and_plain_http_get_nothing() {
     ]);
     let explain = |tls, host: &str, port| {
         directory
-            .explain(tls, &host.parse().unwrap(), port, "/")
+            .explain(tls, &host.parse().unwrap(), port, get("/"))
             .to_string()
     };
     let bearer = "injected in header authorization after \"Bearer\"";
@@ -410,6 +424,141 @@ fn the_most_specific_hosts_decide_and_other_ports_and_plain_http_get_nothing() {
     assert_eq!(explain(true, "x.a.test", 22), port);
     assert!(directory.has_host(&"deep.y.a.test".parse().unwrap()));
     assert!(!directory.has_host(&"a.test".parse().unwrap()));
+}
+
+/// The same attempts, asked of a rule of the policy and of a service with its target.
+#[test]
+fn targets_mean_what_they_mean_in_rules() {
+    use sandbox_core::policy::{Attempt, Policy, Scheme, Verdict};
+    let hosts = [
+        "a.test",
+        "b.a.test",
+        "c.b.a.test",
+        "10.1.2.3",
+        "11.1.2.3",
+        "[2001:db8::1]",
+    ];
+    let requests = [
+        "GET /",
+        "POST /v1/a",
+        "GET /v1/a/b",
+        "GET /v1/../v2",
+        "GET /v1%2Fa",
+        "GET /V1/a",
+        "GET /v1/%e9",
+    ];
+    let mut allowed = 0;
+    for target in [
+        "a.test",
+        "*.a.test",
+        "**.a.test",
+        ".a.test",
+        "a.test:8443",
+        "a.test:8000-9000",
+        "a.test:*",
+        "10.0.0.0/8:8443",
+        "10.1.2.3",
+        "[2001:db8::]/32:443",
+        "a.test/v1/**",
+        "**.a.test:8443/v1/*",
+        "GET a.test",
+        "POST,PUT a.test/v1/*",
+    ] {
+        let rules = crate::Rules::new().allow(target);
+        let directory = directory([Service::custom("x").bearer(target)]);
+        for (host, port) in hosts
+            .iter()
+            .flat_map(|host| [443, 8443, 9001].map(|port| (host, port)))
+        {
+            let host = host.parse().unwrap();
+            for line in requests.map(|text| text.split_once(' ').unwrap()) {
+                let line = RequestLine {
+                    method: line.0,
+                    path: line.1,
+                };
+                let attempt = Attempt {
+                    sandbox: &"one".parse().unwrap(),
+                    host: &host,
+                    port,
+                    scheme: Scheme::Tunnel,
+                    request: Some(line),
+                };
+                let is_allowed = rules.decide(&attempt).verdict == Verdict::Allow;
+                let is_injected = directory.explain(true, &host, port, line).is_injected();
+                assert_eq!(is_injected, is_allowed, "{target} {host}:{port} {line:?}");
+                allowed += usize::from(is_allowed);
+            }
+        }
+    }
+    assert!(allowed > 50, "{allowed}");
+}
+
+#[test]
+fn ports_and_requests_of_one_host_lead_to_different_places() {
+    let directory = directory([
+        Service::custom("net")
+            .header("10.0.0.0/8:8000-8010", "x-net")
+            .header("10.1.0.0/16:8000", "x-near"),
+        Service::custom("api")
+            .header("POST,PUT a.test/v1/**", "x-writes")
+            .header("a.test/v1/**", "x-reads")
+            .header("a.test:9000-9009", "x-range"),
+        Service::custom("other").header("a.test:9010", "x-other"),
+    ]);
+    let explain = |host: &str, port, method, path| {
+        let line = RequestLine { method, path };
+        directory
+            .explain(true, &host.parse().unwrap(), port, line)
+            .to_string()
+    };
+    for (host, port, method, path, told) in [
+        ("10.2.3.4", 8000, "GET", "/", "net: injected in header x-net"),
+        ("10.1.3.4", 8000, "GET", "/", "net: injected in header x-near"),
+        ("10.1.3.4", 8001, "GET", "/", "net: injected in header x-net"),
+        (
+            "10.1.3.4",
+            443,
+            "GET",
+            "/",
+            "net: not injected: the service has this host on other ports only: 8000 8000-8010",
+        ),
+        ("a.test", 443, "PUT", "/v1/x", "api: injected in header x-writes"),
+        ("a.test", 443, "put", "/v1/x", "api: injected in header x-reads"),
+        ("a.test", 443, "GET", "/v1/x", "api: injected in header x-reads"),
+        (
+            "a.test",
+            443,
+            "GET",
+            "/v2",
+            "api: not injected: the service takes no credential with this method and path",
+        ),
+        ("a.test", 9009, "GET", "/v2", "api: injected in header x-range"),
+        ("a.test", 9010, "GET", "/v2", "other: injected in header x-other"),
+        (
+            "11.0.0.1",
+            8000,
+            "GET",
+            "/",
+            "not injected: no service has this host",
+        ),
+    ] {
+        assert_eq!(
+            explain(host, port, method, path),
+            told,
+            "{host}:{port} {method} {path}"
+        );
+    }
+    let bind = |name: &str, target| {
+        let service = Service::custom(name).bearer(target);
+        bound::Bound::new(service, std::sync::Arc::new(sources::Static::new("x")))
+    };
+    let conflict =
+        Directory::new(vec![bind("one", "a.test:400-500"), bind("two", "a.test/v1/**")]).unwrap_err();
+    assert_eq!(
+        (conflict.first.as_str(), conflict.second.as_str()),
+        ("one", "two")
+    );
+    Directory::new(vec![bind("one", "a.test:400-442"), bind("two", "a.test")]).unwrap();
 }
 
 #[test]
@@ -461,11 +610,10 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
         plain-http-allowed = true
         allow-compression = true
         [[endpoint]]
-        hosts = ["api.acme.test"]
-        paths = ["/v1/*"]
+        targets = ["api.acme.test/v1/**"]
         put = { prefixed = { header = "authorization", prefix = "Token token=" } }
         [[endpoint]]
-        hosts = ["api.acme.test", "**.acme.test:8443"]
+        targets = ["api.acme.test", "**.acme.test:8443"]
         put = { basic-password = "x" }
         [placeholders]
         ACME = "acme-{unique}"
@@ -482,7 +630,7 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
     assert_eq!(sent("/v1/a"), "Token token=k");
     assert_eq!(sent("/v2/a"), basic("k:x"));
     let start = "format = 1\nname = \"x\"\n";
-    let endpoint = "[[endpoint]]\nhosts = [\"a.test\"]\nput = \"bearer\"\n";
+    let endpoint = "[[endpoint]]\ntargets = [\"a.test\"]\nput = \"bearer\"\n";
     for (text, told) in [
         (
             "format = 2\nname = \"x\"\nendpoint = []".to_owned(),
@@ -491,17 +639,17 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
         ("name = \"x\"\nendpoint = []".to_owned(), "format"),
         (format!("{start}endpoint = []"), "has no host"),
         (format!("{start}hots = 1\n{endpoint}"), "hots"),
-        (format!("{start}{endpoint}paths = [\"a\"]"), "is no path"),
+        (format!("{start}{endpoint}paths = [\"a\"]"), "paths"),
         (
-            format!("{start}[[endpoint]]\nhosts = [\"*.test\"]\nput = \"bearer\""),
-            "not a host",
+            format!("{start}[[endpoint]]\ntargets = [\"*.test\"]\nput = \"bearer\""),
+            "nobody owns all",
         ),
         (
-            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = {{ header = \"host\" }}"),
+            format!("{start}[[endpoint]]\ntargets = [\"a.test\"]\nput = {{ header = \"host\" }}"),
             "cannot be the header",
         ),
         (
-            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"cookie\""),
+            format!("{start}[[endpoint]]\ntargets = [\"a.test\"]\nput = \"cookie\""),
             "cookie",
         ),
         (
@@ -509,12 +657,12 @@ fn definitions_say_all_that_a_service_can_and_mistakes_are_told() {
             "placeholder of X",
         ),
         (
-            format!("{start}[[endpoint]]\nhosts = [\"a.test\"]\nput = \"sigv4\"\nissues-tokens = true"),
+            format!("{start}[[endpoint]]\ntargets = [\"a.test\"]\nput = \"sigv4\"\nissues-tokens = true"),
             "issues-tokens is for hosts that take a credential",
         ),
         (
             format!(
-                "{start}[[endpoint]]\nhosts = [\"**.amazonaws.com\", \"a.test\"]\nput = \"sigv4-of-aws\""
+                "{start}[[endpoint]]\ntargets = [\"**.amazonaws.com\", \"a.test\"]\nput = \"sigv4-of-aws\""
             ),
             "a.test: sigv4-of-aws is for hosts of AWS alone",
         ),
@@ -539,13 +687,21 @@ fn mistakes_in_a_service_are_told() {
         "a.test:x",
         "a.test:0",
         "a.test:",
-        "https://a.test",
-        "*.test",
         "*",
+        "a.*.test",
+        "a.test/a?b",
+        "a.test special-ranges",
     ] {
         let error = Service::custom("x").bearer(host).validate().unwrap_err();
-        assert!(matches!(error, InvalidService::Host { .. }), "{host}");
+        assert!(matches!(error, InvalidService::Target { .. }), "{host}");
     }
+    for wide in ["*.test", "**.test", ".test", "**", "0.0.0.0/0", "10.0.0.0/7:443"] {
+        let error = Service::custom("x").bearer(wide).validate().unwrap_err();
+        assert!(matches!(error, InvalidService::TooWide { .. }), "{wide}");
+    }
+    let plain = Service::custom("x").bearer("http://a.test");
+    assert!(matches!(plain.validate(), Err(InvalidService::PlainHttp { .. })));
+    plain.plain_http_allowed().validate().unwrap();
     for header in ["", "a b", "host", "content-length", "proxy-authorization"] {
         let error = Service::custom("x")
             .header("a.test", header)
@@ -568,7 +724,7 @@ fn mistakes_in_a_service_are_told() {
 fn services_move_to_hosts_of_ones_own() {
     let service = Service::gitlab().moved("gitlab.com", "git.acme.test:8443");
     let directory = directory([service]);
-    let at = |port, path: &str| directory.explain(true, &"git.acme.test".parse().unwrap(), port, path);
+    let at = |port, path: &str| directory.explain(true, &"git.acme.test".parse().unwrap(), port, get(path));
     assert!(at(8443, "/api/v4/user").to_string().contains("Bearer"));
     assert!(at(8443, "/a.git/info/refs").to_string().contains("Basic"));
     assert!(!at(443, "/").is_injected());
@@ -589,7 +745,7 @@ fn moved_endpoints_keep_their_port_and_mistakes_are_told() {
     };
     let ports = |service: Service| -> Vec<_> {
         service.validate().unwrap();
-        let shown = |endpoint: &Endpoint| format!("{}:{}", endpoint.hosts, endpoint.port);
+        let shown = |endpoint: &Endpoint| endpoint.pattern.to_string();
         service.endpoints.iter().map(shown).collect()
     };
     let moved = ports(service().moved("a.test", "own.test"));
@@ -603,8 +759,10 @@ fn moved_endpoints_keep_their_port_and_mistakes_are_told() {
             "{error}"
         );
     }
-    let error = service().moved("a.test", "no host").validate().unwrap_err();
-    assert!(matches!(error, InvalidService::Host { .. }), "{error}");
+    for wrong in ["no host", "own.test/path"] {
+        let error = service().moved("a.test", wrong).validate().unwrap_err();
+        assert!(matches!(error, InvalidService::Target { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -615,7 +773,7 @@ fn user_name_with_a_colon_is_a_mistake_of_the_service() {
         .unwrap_err();
     assert!(matches!(error, InvalidService::UserName { .. }), "{error}");
     let definition =
-        "format = 1\nname = \"x\"\n[[endpoint]]\nhosts = [\"a.test\"]\nput = { basic-user = \"a:b\" }";
+        "format = 1\nname = \"x\"\n[[endpoint]]\ntargets = [\"a.test\"]\nput = { basic-user = \"a:b\" }";
     let error = Service::from_toml(definition).unwrap_err();
     assert!(matches!(error, InvalidService::UserName { .. }), "{error}");
 }
@@ -658,7 +816,7 @@ async fn credential_that_can_never_be_sent_is_told_at_launch() {
     let s3 = || Service::custom("s3").sigv4("s3.test");
     let holder = Service::custom("x").in_place("a.test").environment("X", "holder");
     let basic_user =
-        "format = 1\nname = \"x\"\n[[endpoint]]\nhosts = [\"a.test\"]\nput = { basic-password = \"\" }";
+        "format = 1\nname = \"x\"\n[[endpoint]]\ntargets = [\"a.test\"]\nput = { basic-password = \"\" }";
     let user = Service::from_toml(basic_user).unwrap();
     for (service, issued) in [
         (Service::docker_io(), token("no-pair")),

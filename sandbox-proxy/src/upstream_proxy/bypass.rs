@@ -1,87 +1,66 @@
-//! Exceptions from the upstream proxy, as `NO_PROXY` lists them.
+//! Exceptions from the upstream proxy, as `NO_PROXY` lists them: a grammar of its own, for the matcher of rules.
 
 use std::net::IpAddr;
-use std::str::FromStr;
+use std::sync::Arc;
 
-use sandbox_core::host::{Host, HostName, is_in};
+use sandbox_core::host::Host;
+use sandbox_core::policy::Scheme;
 
-/// One exception.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Bypass {
-    what: What,
-    port: Option<u16>,
+use crate::policy::{Network, Pattern, Patterns, Target};
+
+/// Targets that are reached directly.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bypasses {
+    patterns: Vec<Pattern>,
+    found: Option<Arc<Patterns>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum What {
-    Everything,
-    /// A name and all below it.
-    Name(HostName),
-    /// Addresses that share their first bits with this one.
-    Network(IpAddr, u8),
-}
+impl Bypasses {
+    /// Adds entries, which commas separate, or tells the first that is none.
+    pub(super) fn add<'l>(&mut self, list: &'l str) -> Result<(), &'l str> {
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            self.patterns.extend(parse(entry).ok_or(entry)?);
+        }
+        self.found = Some(Arc::new(Patterns::new(&self.patterns)));
+        Ok(())
+    }
 
-impl Bypass {
-    pub(super) fn covers(&self, host: &Host, port: u16) -> bool {
-        if self.port.is_some_and(|own| own != port) {
-            return false;
-        }
-        match (&self.what, host) {
-            (What::Everything, _) => true,
-            (What::Name(zone), Host::Name(name)) => is_in(name.as_str(), zone.as_str()),
-            (What::Network(base, bits), Host::Address(address)) => shares(*base, *address, *bits),
-            _ => false,
-        }
+    pub(super) fn cover(&self, host: &Host, port: u16) -> bool {
+        let found = self.found.as_ref();
+        found.is_some_and(|found| found.last(host, port, Scheme::Tunnel).is_some())
     }
 }
 
-impl FromStr for Bypass {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        if let Some((base, bits)) = text.split_once('/') {
-            let base: IpAddr = base.parse().map_err(drop)?;
-            let bits: u8 = bits.parse().map_err(drop)?;
-            let most = if base.is_ipv4() { 32 } else { 128 };
-            return (bits <= most)
-                .then_some(Self {
-                    what: What::Network(base, bits),
-                    port: None,
-                })
-                .ok_or(());
-        }
-        let (host, port) = match text.rsplit_once(':') {
-            // Not the last part of an IPv6 address.
-            Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-                (host, Some(port.parse().map_err(drop)?))
-            }
-            _ => (text, None),
-        };
-        if host == "*" {
-            return Ok(Self {
-                what: What::Everything,
-                port,
-            });
-        }
-        let host = host
-            .strip_prefix("*.")
-            .or_else(|| host.strip_prefix('.'))
-            .unwrap_or(host);
-        let what = match host.parse().map_err(drop)? {
-            Host::Name(name) => What::Name(name),
-            Host::Address(address) => What::Network(address, if address.is_ipv4() { 32 } else { 128 }),
-        };
-        Ok(Self { what, port })
+/// What one entry stands for.
+fn parse(text: &str) -> Option<Vec<Pattern>> {
+    let network =
+        |address: IpAddr, bits, port| Pattern::whole(Target::Network(Network::new(address, bits)), port);
+    if let Some((base, bits)) = text.split_once('/') {
+        let base: IpAddr = base.parse().ok()?;
+        let bits: u8 = bits.parse().ok()?;
+        let most = if base.is_ipv4() { 32 } else { 128 };
+        return (bits <= most).then(|| vec![network(base, bits, None)]);
     }
-}
-
-fn shares(base: IpAddr, address: IpAddr, bits: u8) -> bool {
-    let differ = match (base, address) {
-        (IpAddr::V4(base), IpAddr::V4(address)) => (base.to_bits() ^ address.to_bits()).leading_zeros(),
-        (IpAddr::V6(base), IpAddr::V6(address)) => (base.to_bits() ^ address.to_bits()).leading_zeros(),
-        _ => return false,
+    let (host, port) = match text.rsplit_once(':') {
+        // Not the last part of an IPv6 address.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (text, None),
     };
-    differ >= u32::from(bits)
+    if host == "*" {
+        let every = [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|zero| network(zero, 0, port));
+        let names = Pattern::whole(Target::AnyName, port);
+        return Some([names].into_iter().chain(every).collect());
+    }
+    let host = host
+        .strip_prefix("*.")
+        .or_else(|| host.strip_prefix('.'))
+        .unwrap_or(host);
+    let target = match host.parse().ok()? {
+        // A name and all below it.
+        Host::Name(name) => Target::Domain(name),
+        Host::Address(address) => Target::Network(Network::of(address)),
+    };
+    Some(vec![Pattern::whole(target, port)])
 }
 
 #[cfg(test)]
@@ -99,6 +78,9 @@ mod tests {
             ("corp.example:8443", "corp.example", 443, false),
             ("corp.example:8443", "corp.example", 8443, true),
             ("*", "any.example", 1, true),
+            ("*", "192.0.2.7", 1, true),
+            ("*:80", "[2001:db8::1]", 80, true),
+            ("*:80", "any.example", 81, false),
             ("10.0.0.0/8", "10.1.2.3", 443, true),
             ("10.0.0.0/8", "11.1.2.3", 443, false),
             ("10.0.0.0/8", "ten.example", 443, false),
@@ -107,15 +89,16 @@ mod tests {
             ("2001:db8::/32", "[2001:db8:5::1]", 443, true),
             ("2001:db8::1", "[2001:db8::2]", 443, false),
         ] {
-            let bypass: Bypass = entry.parse().unwrap();
+            let mut bypasses = Bypasses::default();
+            bypasses.add(entry).unwrap();
             assert_eq!(
-                bypass.covers(&host.parse().unwrap(), port),
+                bypasses.cover(&host.parse().unwrap(), port),
                 covered,
                 "{entry} {host}:{port}"
             );
         }
         for bad in ["10.0.0.0/33", "a b", "x:y", "x:99999", "/8", "::/129"] {
-            assert!(bad.parse::<Bypass>().is_err(), "{bad}");
+            assert_eq!(Bypasses::default().add(bad), Err(bad));
         }
     }
 }

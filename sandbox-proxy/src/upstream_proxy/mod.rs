@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::proxy::parse_host_and_port;
 pub(crate) use ask::AskError;
-use bypass::Bypass;
+use bypass::Bypasses;
 
 /// A proxy between this host and upstream, as many companies have: HTTP (`CONNECT`, RFC 9110 §9.3.6; plain HTTP by
 /// absolute target) or SOCKS5 (RFC 1928, RFC 1929).
@@ -44,7 +44,7 @@ pub struct UpstreamProxy {
     pub(crate) port: u16,
     pub(crate) login: Option<Login>,
     pub(crate) resolves_here: bool,
-    bypass: Vec<Bypass>,
+    bypasses: Bypasses,
 }
 
 /// What is spoken with the proxy.
@@ -158,12 +158,11 @@ impl UpstreamProxy {
     /// # Errors
     /// [`UpstreamProxyError::NoProxy`]: the first entry that is none of these.
     pub fn no_proxy(mut self, list: &str) -> Result<Self, UpstreamProxyError> {
-        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let bypass = entry.parse().map_err(|()| UpstreamProxyError::NoProxy {
+        self.bypasses
+            .add(list)
+            .map_err(|entry| UpstreamProxyError::NoProxy {
                 entry: entry.to_owned(),
             })?;
-            self.bypass.push(bypass);
-        }
         Ok(self)
     }
 
@@ -180,7 +179,7 @@ impl UpstreamProxy {
             Host::Address(address) => address.is_loopback(),
             Host::Name(name) => is_in(name.as_str(), "localhost"),
         };
-        !is_own && !self.bypass.iter().any(|bypass| bypass.covers(host, port))
+        !is_own && !self.bypasses.cover(host, port)
     }
 
     /// The value of `Proxy-Authorization`.
@@ -209,7 +208,7 @@ impl UpstreamProxy {
             port,
             login: None,
             resolves_here: false,
-            bypass: Vec::new(),
+            bypasses: Bypasses::default(),
         })
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource, Issued};
-use sandbox_core::policy::Scheme;
+use sandbox_core::policy::{RequestLine, Scheme};
 use sandbox_proxy::{ClientCredential, JsonLines, Proxy, Rules, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -143,7 +143,10 @@ async fn no_secret_in_logs_records_or_answers_whatever_the_place_and_the_version
                 Scheme::Tunnel,
                 &"api.test".parse().unwrap(),
                 upstream.port(),
-                "/",
+                RequestLine {
+                    method: "GET",
+                    path: "/",
+                },
             );
             write!(told, "{why:?} {why} {:?} {:?}", running.proxy, running.proxy.ca()).unwrap();
             running

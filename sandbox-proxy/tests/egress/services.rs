@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
 use sandbox_core::credential::CredentialSource;
-use sandbox_core::policy::Scheme;
+use sandbox_core::policy::{RequestLine, Scheme};
 use sandbox_proxy::{ClientCredential, ProxyBuilder, Rules, Service, sources};
 
 use crate::clients::run;
@@ -299,8 +299,8 @@ async fn token_server_is_the_same_by_every_spelling_of_its_path() {
     let at = upstream.at("api.test");
     let definition = format!(
         "format = 1\nname = \"api\"\n\
-         [[endpoint]]\nhosts = [\"{at}\"]\npaths = [\"/jwt/auth\"]\nput = \"bearer\"\nissues-tokens = true\n\
-         [[endpoint]]\nhosts = [\"{at}\"]\nput = \"bearer\"\n"
+         [[endpoint]]\ntargets = [\"{at}/jwt/auth\"]\nput = \"bearer\"\nissues-tokens = true\n\
+         [[endpoint]]\ntargets = [\"{at}\"]\nput = \"bearer\"\n"
     );
     let service = Service::from_toml(&definition).unwrap();
     let running = Running::serving(&upstream, service).await;
@@ -435,8 +435,8 @@ async fn record_says_why_there_is_a_credential_or_none() {
     let at = upstream.at("api.test");
     let definition = |mode: &str| {
         let text = format!(
-            "format = 1\nname = \"api\"\nclient-credential = \"{mode}\"\n[[endpoint]]\nhosts = [\"{at}\"]\n\
-             paths = [\"/v1/*\"]\nput = \"bearer\"\n"
+            "format = 1\nname = \"api\"\nclient-credential = \"{mode}\"\n[[endpoint]]\n\
+             targets = [\"GET {at}/v1/**\"]\nput = \"bearer\"\n"
         );
         Service::from_toml(&text).unwrap()
     };
@@ -449,7 +449,20 @@ async fn record_says_why_there_is_a_credential_or_none() {
             Some("api"),
             "injected in header authorization after \"Bearer\"",
         ),
-        ("replace", "/v2/a", own, None, "takes no credential on this path"),
+        (
+            "replace",
+            "/v1/%2e%2e/a",
+            own,
+            None,
+            "takes no credential with this method and path",
+        ),
+        (
+            "replace",
+            "/v2/a",
+            own,
+            None,
+            "takes no credential with this method and path",
+        ),
         ("pass", "/v1/b", own, None, "the client's own credential passes"),
         (
             "pass",
@@ -474,16 +487,29 @@ async fn record_says_why_there_is_a_credential_or_none() {
             Scheme::Tunnel,
             &"api.test".parse().unwrap(),
             upstream.port(),
-            path,
+            RequestLine { method: "GET", path },
         );
-        assert_eq!(explained.is_injected(), path.starts_with("/v1/"));
+        assert_eq!(
+            explained.is_injected(),
+            path.starts_with("/v1/") && !path.contains("%2e")
+        );
+        let method = running.proxy.explain_credential(
+            Scheme::Tunnel,
+            &"api.test".parse().unwrap(),
+            upstream.port(),
+            RequestLine {
+                method: "DELETE",
+                path,
+            },
+        );
+        assert!(!method.is_injected());
         if headers.is_empty() || mode == "replace" {
             assert_eq!(explained.to_string(), reason, "one answer for both");
         }
     }
     // A source that has nothing, one that gives what cannot be sent, and clients that say nothing they get it for.
     let put = |how: &str| {
-        let endpoint = format!("[[endpoint]]\nhosts = [\"{at}\"]\nput = \"{how}\"\n");
+        let endpoint = format!("[[endpoint]]\ntargets = [\"{at}\"]\nput = \"{how}\"\n");
         Service::from_toml(&format!("format = 1\nname = \"api\"\n{endpoint}")).unwrap()
     };
     let constant = || Arc::new(sources::Static::new(SECRET));

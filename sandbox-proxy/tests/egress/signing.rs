@@ -601,7 +601,7 @@ async fn service_that_is_a_document_signs_and_takes_the_clients_own_credentials_
     let at = upstream.at("api.test");
     let definition = format!(
         "format = 1\nname = \"store\"\n\
-         [[endpoint]]\nhosts = [\"{at}\"]\npaths = [\"/bucket/*\"]\nput = \"sigv4\"\n\
+         [[endpoint]]\ntargets = [\"{at}/bucket/**\"]\nput = \"sigv4\"\n\
          [strip]\nheaders = [\"x-store-session\"]\nparameters = [\"ticket\"]\n\
          [placeholders]\nAWS_ACCESS_KEY_ID = \"{PLACEHOLDER}\"\n"
     );

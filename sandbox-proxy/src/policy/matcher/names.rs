@@ -12,7 +12,7 @@ use super::chains::{Link, join};
 use super::words::{Key, Words, ends_label};
 use super::{Rank, Slot};
 use crate::defence;
-use crate::policy::parse::Target;
+use crate::policy::pattern::Target;
 
 #[derive(Debug)]
 pub(super) struct Names {

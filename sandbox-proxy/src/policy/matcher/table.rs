@@ -8,8 +8,9 @@ use sandbox_core::policy::{RequestLine, Scheme};
 use super::ports::Ports;
 use super::{Query, Rank, rule};
 use crate::defence::holds;
-use crate::policy::parse::{Action, Condition, Rule};
+use crate::policy::parse::{Action, Rule};
 use crate::policy::path::Forms;
+use crate::policy::pattern::Condition;
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -65,8 +66,8 @@ fn ports<'r>(rules: impl Iterator<Item = (Rank, &'r Rule)> + Clone) -> [Ports; 2
     [Scheme::Http, Scheme::Tunnel].map(|scheme| {
         let ranges = rules
             .clone()
-            .filter(|(_, rule)| rule.scheme.is_none_or(|only| only == scheme))
-            .map(|(rank, rule)| (rule.first_port, rule.last_port, rank));
+            .filter(|(_, rule)| rule.pattern.scheme.is_none_or(|only| only == scheme))
+            .map(|(rank, rule)| (rule.pattern.ports.first, rule.pattern.ports.last, rank));
         Ports::new(ranges.collect())
     })
 }
@@ -79,9 +80,11 @@ impl Table {
                 .iter()
                 .filter_map(|rank| Some((*rank, rule(ranked, *rank)?)))
         };
-        let conditional: Vec<_> = rules().filter(|(_, rule)| rule.condition.is_some()).collect();
+        let conditional: Vec<_> = rules()
+            .filter(|(_, rule)| rule.pattern.condition.is_some())
+            .collect();
         Self {
-            plain: ports(rules().filter(|(_, rule)| rule.condition.is_none())),
+            plain: ports(rules().filter(|(_, rule)| rule.pattern.condition.is_none())),
             conditional: (!conditional.is_empty()).then(|| Box::new(Conditional::new(&conditional))),
         }
     }
@@ -123,6 +126,7 @@ impl Conditional {
         let (mut broad, mut reads_paths) = (Vec::new(), false);
         for (rank, rule) in rules.iter().rev() {
             let path = rule
+                .pattern
                 .condition
                 .as_ref()
                 .and_then(|condition| condition.path.as_ref());
@@ -223,10 +227,10 @@ impl<'s> Search<'s> {
         let mut look = |ranks: &[Rank]| {
             for &rank in ranks.iter().take_while(|rank| **rank > *best) {
                 let fits = |rule: &Rule, condition: &Condition| {
-                    rule.covers(query.port, query.scheme) && condition.fits(rule.action, line, forms)
+                    rule.pattern.covers(query.port, query.scheme) && condition.fits(rule.action, line, forms)
                 };
                 if let Some(rule) = rule(ranked, rank)
-                    && let Some(condition) = &rule.condition
+                    && let Some(condition) = &rule.pattern.condition
                     && fits(rule, condition)
                 {
                     *best = rank;

@@ -7,8 +7,9 @@ use sandbox_core::host::{Host, is_in};
 
 use super::{Claim, SESSION, SignError, TOKEN};
 use crate::defence;
+use crate::policy::Target;
 use crate::services::Service;
-use crate::services::endpoint::{Hosts, Placement};
+use crate::services::endpoint::Placement;
 use crate::services::query::decode;
 
 /// What the names of AWS's services end with. Before it stand region and service, in ways that no pattern says.
@@ -53,13 +54,13 @@ const IAM_KEYS: [&str; 5] = [
 ];
 
 impl Service {
-    /// A host that takes AWS Signature Version 4, for instance a store that speaks S3. Credentials for it are
+    /// A target that takes AWS Signature Version 4, for instance a store that speaks S3. Credentials for it are
     /// [`Credential::Aws`](sandbox_core::Credential::Aws). Requests for keys of its own are not signed here either, where
     /// they are for `sts` or `iam` as AWS has them.
     #[must_use]
-    pub fn sigv4(mut self, host: &str) -> Self {
+    pub fn sigv4(mut self, target: &str) -> Self {
         let placement = self.signature_placement(false);
-        self.endpoint(host, Vec::new(), placement)
+        self.endpoint(target, placement)
     }
 
     /// The placement as a signature; the tokens of temporary keys and of sessions become places for the client's own.
@@ -70,12 +71,12 @@ impl Service {
 }
 
 /// Whether all of these are hosts of AWS's services.
-pub(in crate::services) fn is_of_aws(hosts: &Hosts) -> bool {
-    let name = match hosts {
-        Hosts::Exact(host) => host.name(),
-        Hosts::Children(base) | Hosts::Descendants(base) => Some(base),
+pub(in crate::services) fn is_of_aws(target: &Target) -> bool {
+    let name = match target {
+        Target::Exact(name) | Target::Child(name) | Target::Descendant(name) | Target::Domain(name) => name,
+        Target::AnyName | Target::Network(_) => return false,
     };
-    name.is_some_and(|name| ZONES.iter().any(|zone| is_in(name.as_str(), zone)))
+    ZONES.iter().any(|zone| is_in(name.as_str(), zone))
 }
 
 /// Whether a signature can be for this host: the guest chooses both.

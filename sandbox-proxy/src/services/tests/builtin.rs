@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::super::inject::Injected;
 use super::super::*;
-use super::{basic, directory, managed, request, send};
+use super::{basic, directory, get, managed, request, send};
 
 /// What arrives is a signature, which tests of its own verify.
 const SIGNED: &str = "signed";
@@ -338,6 +338,20 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ),
     ("pub.dev", "pub.dev", "/packages/a", "authorization", "-"),
     (
+        "public.ecr.aws",
+        "public.ecr.aws",
+        "/token/",
+        "authorization",
+        "Basic AWS:SECRET",
+    ),
+    (
+        "public.ecr.aws",
+        "public.ecr.aws",
+        "/v2/a/b/manifests/1",
+        "authorization",
+        "-",
+    ),
+    (
         "pypi",
         "any.pypi.org",
         "/legacy/",
@@ -382,7 +396,7 @@ fn built_in_services_put_the_credential_where_the_table_says_and_nothing_of_the_
         let service = Service::known(name).unwrap();
         if *wanted == SIGNED {
             let managed = managed(&service, host).unwrap();
-            let placement = &managed.endpoint(path).unwrap().placement;
+            let placement = &managed.choose(get(path)).unwrap().endpoint.placement;
             assert_eq!(*placement, Placement::SigV4 { of_aws: true }, "{name} {host}");
             continue;
         }
@@ -453,7 +467,7 @@ fn table_has_every_host_of_every_built_in_service() {
         assert!(service.revision() > 0, "{name}");
         service.validate().unwrap();
         for endpoint in &service.endpoints {
-            let hosts = endpoint.hosts.to_string().replace('*', "any");
+            let hosts = endpoint.pattern.target.to_string().replace('*', "any");
             assert!(
                 TABLE.iter().any(|row| row.0 == name && row.1 == hosts),
                 "{name} {hosts}"
