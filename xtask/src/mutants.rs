@@ -7,9 +7,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
-    path::Path,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
-    thread,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
@@ -37,7 +42,8 @@ const LOOK: Duration = Duration::from_millis(20);
 type Witness = (String, String);
 
 /// Runs the mutants whose name contains `filter`, or all. Where the kept test does not notice, all tests are run, which
-/// takes a minute each, and with `keep`, which one noticed is written down. With `quick`, that is a failure at once.
+/// takes a minute each, and with `keep`, which one noticed is written down. With `quick`, that is a failure at once, and
+/// several run at a time.
 pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitCode, TaskError> {
     let project = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let mut all = BTreeSet::new();
@@ -70,18 +76,43 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, quick: bool) -> Result<ExitC
     let path = root.join(KEPT);
     let mut kept = witnesses(&fs::read_to_string(&path).unwrap_or_default());
     kept.retain(|name, _| all.contains(name));
+    let tests = Tests {
+        programs,
+        directory: root,
+        passing: Mutex::default(),
+    };
+    // Whoever runs all tests needs the processors alone; one test mostly waits.
+    let workers = if quick {
+        thread::available_parallelism().map_or(1, usize::from) + 1
+    } else {
+        1
+    };
+    let (next, kept_before) = (AtomicUsize::new(0), &kept);
+    let work = || -> Result<Vec<(&str, Option<Witness>)>, TaskError> {
+        let mut done = Vec::new();
+        while let Some(name) = names.get(next.fetch_add(1, Relaxed)) {
+            let noticed = match kept_before.get(*name) {
+                Some(witness) if tests.notice(witness, name)? => Some(witness.clone()),
+                _ if quick => None,
+                _ => tests.search(name)?,
+            };
+            let shown = noticed.as_ref().map_or("NO TEST NOTICED", |(_, test)| test);
+            println!("{name:<32} {shown}");
+            done.push((name.as_str(), noticed));
+        }
+        Ok(done)
+    };
+    let done = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let done = workers.into_iter().map(ScopedJoinHandle::join);
+        done.map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
     let mut survivors = Vec::new();
-    for (number, name) in names.iter().enumerate() {
-        let noticed = match kept.get(*name) {
-            Some(witness) if notices(&programs, &root, witness, name)? => Some(witness.clone()),
-            _ if quick => None,
-            _ => search(&programs, &root, name)?,
-        };
-        let shown = noticed.as_ref().map_or("NO TEST NOTICED", |(_, test)| test);
-        println!("{:>3}/{} {name:<32} {shown}", number + 1, names.len());
+    for (name, noticed) in done.into_iter().flatten() {
         match noticed {
-            Some(witness) => drop(kept.insert((*name).clone(), witness)),
-            None => survivors.push(name.as_str()),
+            Some(witness) => drop(kept.insert(name.to_owned(), witness)),
+            None => survivors.push(name),
         }
     }
     if keep {
@@ -143,66 +174,86 @@ fn asked_for(source: &str) -> impl Iterator<Item = &str> {
         .filter_map(|rest| rest.split_once('"').map(|(name, _)| name))
 }
 
-/// Whether this test fails with the defence off, and passes with it in force: else it says nothing about it.
-fn notices(programs: &[Program], directory: &Path, witness: &Witness, off: &str) -> Result<bool, TaskError> {
-    let (program, test) = witness;
-    let Some(program) = programs.iter().find(|other| other.name == *program) else {
-        return Ok(false);
-    };
-    let alone = ["--exact", test.as_str()];
-    Ok(failed(program, directory, &alone, off)?.is_some()
-        && failed(program, directory, &alone, "")?.is_none())
+/// The tests that there are, run where they expect to be.
+struct Tests {
+    programs: Vec<Program>,
+    directory: PathBuf,
+    /// Those that were seen to pass with all defences in force.
+    passing: Mutex<BTreeSet<Witness>>,
 }
 
-/// Runs all tests with the defence off until one has failed that passes with it in force.
-fn search(programs: &[Program], directory: &Path, off: &str) -> Result<Option<Witness>, TaskError> {
-    for program in programs {
-        for test in failed(program, directory, &[], off)?.unwrap_or_default() {
-            let witness = (program.name.clone(), test);
-            if notices(programs, directory, &witness, off)? {
-                return Ok(Some(witness));
+impl Tests {
+    /// Whether this test fails with the defence off, and passes with it in force: else it says nothing about it.
+    fn notice(&self, witness: &Witness, off: &str) -> Result<bool, TaskError> {
+        let (program, test) = witness;
+        let Some(program) = self.programs.iter().find(|other| other.name == *program) else {
+            return Ok(false);
+        };
+        let alone = ["--exact", test.as_str()];
+        if self.failed(program, &alone, off)?.is_none() {
+            return Ok(false);
+        }
+        let passing = || self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        if passing().contains(witness) {
+            return Ok(true);
+        }
+        let passes = self.failed(program, &alone, "")?.is_none();
+        if passes {
+            passing().insert(witness.clone());
+        }
+        Ok(passes)
+    }
+
+    /// Runs all tests with the defence off until one has failed that passes with it in force.
+    fn search(&self, off: &str) -> Result<Option<Witness>, TaskError> {
+        for program in &self.programs {
+            for test in self.failed(program, &[], off)?.unwrap_or_default() {
+                let witness = (program.name.clone(), test);
+                if self.notice(&witness, off)? {
+                    return Ok(Some(witness));
+                }
             }
         }
+        Ok(None)
     }
-    Ok(None)
-}
 
-/// The tests that failed, or `None` where none did. Empty where the program said nothing in time.
-fn failed(
-    program: &Program,
-    directory: &Path,
-    arguments: &[&str],
-    off: &str,
-) -> Result<Option<Vec<String>>, TaskError> {
-    let shown = program.path.display().to_string();
-    let mut child = Command::new(&program.path)
-        .args(arguments)
-        .current_dir(directory)
-        .env("CARGO_MANIFEST_DIR", directory)
-        .env("SANDBOX_MUTANT", off)
-        // What makes a mutant fail is no regression to keep.
-        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(TaskError::start(&shown))?;
-    let output = child.stdout.take();
-    let reader = thread::spawn(move || {
-        let mut text = Vec::new();
-        // What was read until an error is what there is to say.
-        let _ = output.map(|mut output| output.read_to_end(&mut text));
-        String::from_utf8_lossy(&text).into_owned()
-    });
-    match wait(&mut child).map_err(TaskError::start(&shown))? {
-        // A test that is no more there has not passed.
-        Some(true) => {
-            let text = reader.join().unwrap_or_default();
-            Ok(text.contains(" 0 passed").then(Vec::new))
+    /// The tests that failed, or `None` where none did. Empty where the program said nothing in time.
+    fn failed(
+        &self,
+        program: &Program,
+        arguments: &[&str],
+        off: &str,
+    ) -> Result<Option<Vec<String>>, TaskError> {
+        let shown = program.path.display().to_string();
+        let mut child = Command::new(&program.path)
+            .args(arguments)
+            .current_dir(&self.directory)
+            .env("CARGO_MANIFEST_DIR", &self.directory)
+            .env("SANDBOX_MUTANT", off)
+            // What makes a mutant fail is no regression to keep.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(TaskError::start(&shown))?;
+        let output = child.stdout.take();
+        let reader = thread::spawn(move || {
+            let mut text = Vec::new();
+            // What was read until an error is what there is to say.
+            let _ = output.map(|mut output| output.read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        match wait(&mut child).map_err(TaskError::start(&shown))? {
+            // A test that is no more there has not passed.
+            Some(true) => {
+                let text = reader.join().unwrap_or_default();
+                Ok(text.contains(" 0 passed").then(Vec::new))
+            }
+            Some(false) => Ok(Some(failures(&reader.join().unwrap_or_default()))),
+            // Programs that its tests started may hold the pipe still.
+            None => Ok(Some(Vec::new())),
         }
-        Some(false) => Ok(Some(failures(&reader.join().unwrap_or_default()))),
-        // Programs that its tests started may hold the pipe still.
-        None => Ok(Some(Vec::new())),
     }
 }
 
