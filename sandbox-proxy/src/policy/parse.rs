@@ -168,15 +168,14 @@ impl Action {
 impl Rule {
     /// A rule that allows, for whoever wants nothing of it but its pattern.
     pub(super) fn about(pattern: Pattern) -> Self {
-        let text: Box<str> = pattern.to_string().into();
         Self {
             action: Action::Allow,
             level: 0,
             pattern,
             permits_special_ranges: false,
-            shown: text.clone(),
-            text,
+            text: Box::default(),
             set: None,
+            shown: Box::default(),
         }
     }
 }
@@ -226,10 +225,9 @@ impl<'a> Input<'a> {
         Ok(Pattern {
             target,
             ports,
-            // A port rule is no licence for clear text on the TLS port.
-            scheme: match (action, scheme) {
-                (Action::Allow | Action::Ask, None) if ports == Ports::one(443) => Some(Scheme::Tunnel),
-                _ => scheme,
+            scheme: match action {
+                Action::Allow | Action::Ask => scheme.or(ports.scheme()),
+                Action::Deny => scheme,
             },
             condition: (!methods.is_empty() || path.is_some()).then(|| Condition {
                 methods: methods.into(),

@@ -60,13 +60,12 @@ pub(crate) struct Seen<'r> {
     forms: Option<Forms>,
 }
 
-/// Patterns in an order of their owner's, found by the matcher of rules.
+/// Patterns of which the last that matches counts, found by the matcher of rules.
 #[derive(Debug)]
 pub(crate) struct Patterns(Matcher);
 
 impl Pattern {
-    /// Parses what follows the action in a rule, and stands for it where there is none. As in rules that allow, no port
-    /// means 443 only.
+    /// Parses a target, as what follows the action in a rule that allows: no port means 443, or 80 after `http://`.
     pub(crate) fn parse(text: &str) -> Result<Self, RuleError> {
         parse::pattern(text)
     }
@@ -88,6 +87,24 @@ impl Pattern {
 
     pub(crate) fn has_condition(&self) -> bool {
         self.condition.is_some()
+    }
+
+    /// Whether it is about some methods only.
+    pub(crate) fn has_methods(&self) -> bool {
+        self.condition
+            .as_ref()
+            .is_some_and(|condition| !condition.methods.is_empty())
+    }
+
+    /// The same requests at hosts, and where they are said at ports, of one's own.
+    pub(crate) fn move_to(&mut self, target: Target, ports: Option<Ports>) {
+        self.target = target;
+        if let Some(ports) = ports {
+            self.ports = ports;
+            if self.scheme != Some(Scheme::Http) {
+                self.scheme = ports.scheme();
+            }
+        }
     }
 
     /// Whether it is about a request to one of its targets: as a rule that allows sees it, which wants every reading of
@@ -141,6 +158,11 @@ impl Ports {
         (self.first..=self.last).contains(&port)
     }
 
+    /// What is spoken there where nothing else is said: a port is no licence for clear text on the one of TLS.
+    pub(super) fn scheme(self) -> Option<Scheme> {
+        (self == Self::one(443)).then_some(Scheme::Tunnel)
+    }
+
     /// Whether a port is in both.
     pub(crate) fn meet(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
@@ -183,7 +205,7 @@ impl<'r> Seen<'r> {
 }
 
 impl Patterns {
-    /// Of two that match, the later counts. Their conditions do not.
+    /// Conditions are left out: they are their owner's business.
     pub(crate) fn new<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> Self {
         let rules = patterns.into_iter().map(|pattern| {
             let pattern = Pattern {

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
+use super::interim::Hints;
 use super::message::{self, Coded};
 use super::place::{Busy, Place};
 use super::pool::{Checkin, Lane, Sender};
@@ -99,6 +100,8 @@ async fn exchange(
     let (mut parts, incoming) = request.into_parts();
     let websocket = Asked::of(&mut parts, client_upgrade);
     let is_plain_get = is_plain_get(&parts, &incoming);
+    // Who speaks HTTP/1.0 knows of no interim answers (RFC 9110 §15.2).
+    let unanswered = (parts.version == Version::HTTP_11).then(|| after.interim.begin());
     parts.extensions.clear();
     message::check(&parts, route)?;
     if websocket.is_some() {
@@ -163,7 +166,12 @@ async fn exchange(
         },
         None => {
             let offer = if is_alone { Offer::Alone } else { Offer::Any };
-            let answered = send(inner, route, &lane, request, offer, record).await?;
+            let scrubs = route.scrubbing != Scrubbing::Never;
+            let hints = || {
+                let secrets = scrubs.then(|| Arc::clone(&inner.secrets));
+                Some(unanswered.as_ref()?.hints(secrets, is_managed))
+            };
+            let answered = send(inner, route, &lane, request, offer, &hints, record).await?;
             if route.forward.is_some() && answered.0.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
                 return Err(chain::refused(answered.0.status()));
             }
@@ -266,6 +274,16 @@ async fn inject(
         explain(route, record, told);
         return Ok(Claimed::default());
     }
+    if let Some(name) = parts.headers.keys().find(|name| gate::is_override(name))
+        && managed.tells_methods_apart()
+        && holds("service-override-headers")
+    {
+        told.reason = CredentialReason::OtherRequest;
+        explain(route, record, told);
+        let detail =
+            format!("{name} would make another request of it than the service's targets see; leave it out");
+        return Err(Refusal::credential(detail, true));
+    }
     let endpoint = chosen.map(|chosen| chosen.endpoint);
     let target = (&route.host, route.port);
     let injected = timeout(
@@ -348,6 +366,7 @@ async fn send(
     lane: &Lane,
     request: Request<RequestBody>,
     offer: Offer,
+    hints: &(dyn Fn() -> Option<Hints> + Sync),
     record: &Record,
 ) -> Result<(Response<Incoming>, Option<Checkin>), Refusal> {
     let (mut parts, mut body) = request.into_parts();
@@ -367,7 +386,7 @@ async fn send(
         let mut request = Request::from_parts(parts, body);
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
-                ask_first(&mut request);
+                hear_interim(&mut request, hints());
                 let result = in_time(record, h1.try_send_request(request)).await;
                 (result, Some(Checkin::h1(lane, h1)))
             }
@@ -406,18 +425,28 @@ async fn send(
     Err(Refusal::internal("no connection to send on"))
 }
 
-/// Asks upstream, over HTTP/1.1, whether it wants the body of a client that asks first. Over HTTP/2 hyper hears no interim
-/// answer.
-fn ask_first(request: &mut Request<RequestBody>) {
-    if let Some(wanted) = request.body_mut().wait_for_upstream() {
+/// Takes what upstream says before it answers, which it does over HTTP/1.1 alone: over HTTP/2 hyper hears nothing of it.
+/// Upstream is asked whether it wants the body of a client that asks first.
+fn hear_interim(request: &mut Request<RequestBody>, hints: Option<Hints>) {
+    let wanted = request.body_mut().wait_for_upstream();
+    if wanted.is_some() {
         let headers = request.headers_mut();
         headers.insert(EXPECT, HeaderValue::from_static(message::CONTINUE));
-        hyper::ext::on_informational(request, move |interim| {
-            if interim.status() == StatusCode::CONTINUE {
-                wanted.notify_one();
-            }
-        });
     }
+    if wanted.is_none() && hints.is_none() {
+        return;
+    }
+    hyper::ext::on_informational(request, move |interim| {
+        if let Some(wanted) = wanted
+            .as_ref()
+            .filter(|_| interim.status() == StatusCode::CONTINUE)
+        {
+            wanted.notify_one();
+        }
+        if let Some(hints) = &hints {
+            hints.pass(interim.status(), interim.headers());
+        }
+    });
 }
 
 /// Waits for the head of a response as long as one may take, from when the request's body last moved. `None` is that

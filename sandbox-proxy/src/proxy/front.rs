@@ -23,13 +23,13 @@ pub(super) const HTTP_PORT: u16 = 80;
 pub(crate) async fn serve(inner: Arc<Inner>, stream: Watched) {
     let slot = AfterSlot::default();
     let served = {
-        let (inner, slot) = (Arc::clone(&inner), slot.clone());
+        let (inner, after) = (Arc::clone(&inner), slot.clone());
         let answer = move |request| {
-            let (inner, slot) = (Arc::clone(&inner), slot.clone());
-            async move { answer(&inner, &slot, request).await }
+            let (inner, after) = (Arc::clone(&inner), after.clone());
+            async move { answer(&inner, &after, request).await }
         };
         // On the heap, so that a tunnel does not carry the room of its CONNECT along.
-        Box::pin(http1::serve(stream, answer)).await
+        Box::pin(http1::serve(stream, &slot, answer)).await
     };
     if let Err(error) = served {
         note_malformed(&inner, None, &error);

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::ResponseBody;
+use super::interim::{Interim, Interleaved};
 use super::io::{Dialled, write_through};
 use super::limits;
 use super::place::Place;
@@ -54,28 +55,32 @@ pub(crate) struct Switched {
     pub(crate) held: (Place, Option<UnderWay>),
 }
 
-/// Where the answer to a request leaves what the stream goes on as.
+/// Where the answers to a stream's requests leave what is said before them, and what the stream goes on as.
 #[derive(Clone, Default)]
-pub(crate) struct AfterSlot(Arc<Mutex<Option<After>>>);
+pub(crate) struct AfterSlot {
+    pub(crate) interim: Interim,
+    after: Arc<Mutex<Option<After>>>,
+}
 
 impl AfterSlot {
     pub(crate) fn set(&self, after: After) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+        *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
     }
 
     pub(crate) fn take(&self) -> Option<After> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.after.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// Serves a connection until it ends or stops being HTTP. One that is kept open without a byte of a further head until
 /// its time is over has ended as it should.
-pub(crate) async fn serve<S, F, R>(stream: S, answer: F) -> hyper::Result<()>
+pub(crate) async fn serve<S, F, R>(stream: S, slot: &AfterSlot, answer: F) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> R + Send,
     R: Future<Output = Response<ResponseBody>> + Send,
 {
+    let stream = Interleaved::new(stream, slot.interim.clone());
     let service = service_fn(move |request| {
         let response = answer(request);
         async move { Ok::<_, Infallible>(response.await) }
@@ -104,15 +109,18 @@ where
     }
 }
 
+/// A client's stream as hyper has it.
+pub(crate) type Served<S> = HeadStream<Interleaved<S>>;
+
 /// A stream that tells whether anything has come on it since it was last waited for a head.
 pub(crate) struct HeadStream<S> {
     stream: S,
     heard: Arc<AtomicBool>,
 }
 
-impl<S> HeadStream<S> {
+impl<S> Served<S> {
     pub(crate) fn into_inner(self) -> S {
-        self.stream
+        self.stream.into_inner()
     }
 }
 

@@ -27,6 +27,9 @@ use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::tls::hello::{self, Start};
 
+/// Empty `SETTINGS`, and a `GOAWAY` that says `ENHANCE_YOUR_CALM` (RFC 9113 §6.5, §6.8, §7).
+const TOO_MANY_H2: [u8; 26] = *b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+
 /// Serves a tunnel whose requests are read.
 pub(crate) async fn serve(
     inner: Arc<Inner>,
@@ -85,10 +88,18 @@ pub(crate) async fn serve(
         }
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = Whole::new(stream);
+    let mut stream = Whole::new(stream);
     if h2 {
         let Some(_place) = place else {
             Refusal::busy("the sandbox has too many HTTP/2 connections open").tell(&record);
+            let told = async {
+                stream.write_all(&TOO_MANY_H2).await?;
+                stream.shutdown().await?;
+                // What is not read before a stream is closed takes what was written along (RFC 9293 §3.6.1).
+                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+            };
+            // A client that does not listen is not waited for.
+            let _ = timeout(limits::GOODBYE_TIME, told).await;
             return;
         };
         serve_h2(inner, route, stream, record).await;
@@ -110,13 +121,13 @@ where
 {
     let slot = AfterSlot::default();
     let served = {
-        let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
+        let (inner, route, after) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
         let answer = move |request| {
             tunnel.silence();
-            let (inner, route, slot) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
-            async move { exchange::answer(&inner, &route, request, &slot).await }
+            let (inner, route, after) = (Arc::clone(&inner), Arc::clone(&route), after.clone());
+            async move { exchange::answer(&inner, &route, request, &after).await }
         };
-        Box::pin(http1::serve(stream, answer)).await
+        Box::pin(http1::serve(stream, &slot, answer)).await
     };
     if let Err(error) = served {
         front::note_malformed(&inner, Some(&route), &error);

@@ -13,6 +13,7 @@
 //! * `pool`: a connection to upstream that waits, if there is one.
 //! * `upstream`: else a new one: resolved, vetted, dialled, TLS, HTTP. `dial` takes the address that answers first;
 //!   `chain` goes through a proxy of the host's network.
+//! * `interim`: what upstream says before it answers.
 //! * `body`: bodies pass, counted and scrubbed.
 //! * `refusal`: what is answered wherever one of these says no.
 //!
@@ -33,6 +34,7 @@ mod front;
 mod gate;
 mod http1;
 mod intercept;
+mod interim;
 mod io;
 mod limits;
 mod live;

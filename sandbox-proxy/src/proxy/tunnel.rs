@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::io::poll_read_buf;
 
 use super::Inner;
-use super::http1::{HeadStream, Switched};
+use super::http1::{Served, Switched};
 use super::intercept::refuse;
 use super::io::{Client, Dialled, Prefixed, Watched};
 use super::limits;
@@ -31,7 +31,7 @@ const TLS_PORT: u16 = 443;
 
 /// Takes a guest's stream back from the HTTP server, without its wrapping.
 pub(crate) fn client_stream(upgraded: Upgraded) -> Option<Client> {
-    let parts = upgraded.downcast::<TokioIo<HeadStream<Watched>>>().ok()?;
+    let parts = upgraded.downcast::<TokioIo<Served<Watched>>>().ok()?;
     Some(Prefixed::new(parts.read_buf, parts.io.into_inner().into_inner()))
 }
 

@@ -10,19 +10,19 @@ use super::bound::Bound;
 use super::endpoint::{Endpoint, Placement};
 use super::explain::{CredentialReason, Explanation};
 use crate::defence::holds;
-use crate::policy::{Patterns, Ports, Seen, Target};
+use crate::policy::{Pattern, Patterns, Ports, Seen, Target};
 
 const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 
 /// The services of one sandbox.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Directory {
     bounds: Vec<Arc<Bound>>,
-    /// The most specific targets last.
+    /// The most specific targets last; of several endpoints at one, the first.
     entries: Vec<Entry>,
-    /// Of the entries, with what else is spoken there than their services take.
-    patterns: Option<Patterns>,
+    /// Those of the entries, in their order.
+    patterns: Patterns,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,27 +60,20 @@ pub(crate) struct Conflict {
 impl Directory {
     pub(crate) fn new(bounds: Vec<Bound>) -> Result<Self, Conflict> {
         let bounds: Vec<_> = bounds.into_iter().map(Arc::new).collect();
-        let mut entries = Vec::new();
-        for (bound, value) in bounds.iter().enumerate() {
-            let endpoints = 0..value.service.endpoints.len();
-            entries.extend(endpoints.map(|endpoint| Entry { bound, endpoint }));
-        }
-        let mut directory = Self {
+        let all = bounds.iter().enumerate().flat_map(|(bound, value)| {
+            let endpoints = value.service.endpoints.iter().enumerate();
+            endpoints.map(move |(endpoint, place)| (Entry { bound, endpoint }, &place.pattern))
+        });
+        let mut all: Vec<_> = all.collect();
+        // Backwards: of two that are alike the sort leaves the order, and the last counts.
+        all.reverse();
+        all.sort_by_key(|(_, pattern)| pattern.target.rank());
+        let directory = Self {
+            patterns: Patterns::new(all.iter().map(|(_, pattern)| *pattern)),
+            entries: all.into_iter().map(|(entry, _)| entry).collect(),
             bounds,
-            entries,
-            patterns: None,
         };
         directory.check_conflicts()?;
-        let mut entries = std::mem::take(&mut directory.entries);
-        entries.sort_by_key(|entry| {
-            directory
-                .endpoint(*entry)
-                .map(|endpoint| endpoint.pattern.target.rank())
-        });
-        directory.entries = entries;
-        directory.patterns = Some(Patterns::new(
-            directory.pairs().map(|(_, endpoint)| &endpoint.pattern),
-        ));
         Ok(directory)
     }
 
@@ -110,9 +103,8 @@ impl Directory {
         };
         let may = |(bound, _): &(&Arc<Bound>, _)| scheme == Scheme::Tunnel || bound.service.plain_http;
         if let Some((bound, endpoint)) = self.find(host, port, scheme).filter(may) {
-            return Some(Managed::of(bound, &endpoint.pattern.target, |ports| {
-                ports.hold(port)
-            }));
+            let target = &endpoint.pattern.target;
+            return Some(Managed::of(bound, target, |pattern| pattern.covers(port, scheme)));
         }
         // The same site without TLS is one where its credentials must not be sent either.
         let is_site = |ports: Ports| !tls && (ports.hold(port) || (port == HTTP && ports.hold(HTTPS)));
@@ -155,18 +147,16 @@ impl Directory {
     fn check_conflicts(&self) -> Result<(), Conflict> {
         for (at, (bound, endpoint)) in self.pairs().enumerate() {
             let pattern = &endpoint.pattern;
-            let before = self.pairs().take(at);
-            let other = before
-                .map(|(other, known)| (other, &known.pattern))
-                .find(|(other, known)| {
-                    !Arc::ptr_eq(bound, other)
-                        && known.target == pattern.target
-                        && known.ports.meet(pattern.ports)
-                });
-            if let Some((first, _)) = other {
+            let is_same = |(other, known): &(&Arc<Bound>, &Endpoint)| {
+                let known = &known.pattern;
+                !Arc::ptr_eq(bound, other)
+                    && known.target == pattern.target
+                    && known.ports.meet(pattern.ports)
+            };
+            if let Some((second, _)) = self.pairs().take(at).find(is_same) {
                 return Err(Conflict {
-                    first: first.service.name().to_owned(),
-                    second: bound.service.name().to_owned(),
+                    first: bound.service.name().to_owned(),
+                    second: second.service.name().to_owned(),
                     host: pattern.to_string(),
                 });
             }
@@ -174,46 +164,45 @@ impl Directory {
         Ok(())
     }
 
-    /// The services that have this host on some port, the most specific target first.
+    /// All endpoints at targets that decide on some port of this host, the most specific target first.
     fn at_any_port(&self, host: &Host) -> impl Iterator<Item = (&Arc<Bound>, &Endpoint)> {
-        let places = self.patterns.as_ref().map(|patterns| patterns.at_any_port(host));
-        places.into_iter().flatten().filter_map(|at| self.pair(at))
+        let deciding = self.patterns.at_any_port(host).into_iter();
+        let mut targets: Vec<_> = deciding
+            .filter_map(|at| Some(&self.pair(at)?.1.pattern.target))
+            .collect();
+        targets.dedup();
+        targets.into_iter().flat_map(|target| {
+            let pairs = self.pairs().rev();
+            pairs.filter(move |(_, endpoint)| endpoint.pattern.target == *target)
+        })
     }
 
     /// The most specific target that an attempt is at.
     fn find(&self, host: &Host, port: u16, scheme: Scheme) -> Option<(&Arc<Bound>, &Endpoint)> {
-        let patterns = self.patterns.as_ref()?;
-        let is_at_port = |(_, endpoint): &(_, &Endpoint)| endpoint.pattern.covers(port, scheme);
-        let of_others = || self.pairs().find(is_at_port).filter(|_| !holds("bound-host"));
-        patterns
-            .last(host, port, scheme)
-            .and_then(|at| self.pair(at))
-            .or_else(of_others)
+        let found = self.patterns.last(host, port, scheme);
+        if found.is_none() && !holds("bound-host") {
+            let mut all = self.pairs();
+            return all.find(|(_, endpoint)| endpoint.pattern.covers(port, scheme));
+        }
+        self.pair(found?)
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&Arc<Bound>, &Endpoint)> {
+    fn pairs(&self) -> impl DoubleEndedIterator<Item = (&Arc<Bound>, &Endpoint)> {
         (0..self.entries.len()).filter_map(|at| self.pair(at))
     }
 
     fn pair(&self, at: usize) -> Option<(&Arc<Bound>, &Endpoint)> {
         let entry = self.entries.get(at)?;
-        self.bounds.get(entry.bound).zip(self.endpoint(*entry))
-    }
-
-    fn endpoint(&self, entry: Entry) -> Option<&Endpoint> {
-        self.bounds
-            .get(entry.bound)?
-            .service
-            .endpoints
-            .get(entry.endpoint)
+        let bound = self.bounds.get(entry.bound)?;
+        Some((bound, bound.service.endpoints.get(entry.endpoint)?))
     }
 }
 
 impl Managed {
-    /// The endpoints of a service at a target, on ports that are asked for.
-    fn of(bound: &Arc<Bound>, target: &Target, at: impl Fn(Ports) -> bool) -> Self {
+    /// The endpoints of a service at a target that cover what is asked for.
+    fn of(bound: &Arc<Bound>, target: &Target, covers: impl Fn(&Pattern) -> bool) -> Self {
         let endpoints = bound.service.endpoints.iter().enumerate();
-        let is_here = |endpoint: &Endpoint| endpoint.pattern.target == *target && at(endpoint.pattern.ports);
+        let is_here = |endpoint: &Endpoint| endpoint.pattern.target == *target && covers(&endpoint.pattern);
         Self {
             endpoints: endpoints
                 .filter(|(_, endpoint)| is_here(endpoint))
@@ -229,6 +218,18 @@ impl Managed {
         self.why_not.is_none()
     }
 
+    /// Whether the method of a request counts here, so that it must not become another by a header.
+    pub(crate) fn tells_methods_apart(&self) -> bool {
+        let mut endpoints = self.endpoints();
+        endpoints.any(|(endpoint, _)| endpoint.pattern.has_methods())
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, &Arc<str>)> {
+        self.endpoints
+            .iter()
+            .filter_map(|at| self.bound.endpoint_and_place(*at))
+    }
+
     /// Whether what the client sends in the service's places is its business here: where it takes a credential, and on
     /// the same site over plain HTTP.
     pub(crate) fn is_site(&self) -> bool {
@@ -238,18 +239,16 @@ impl Managed {
     /// The first endpoint that has this request. Of one that issues tokens, also a request that some server might take
     /// for its own; where nobody can say whether it is that, it gets no credential.
     pub(crate) fn choose(&self, line: RequestLine<'_>) -> Option<Chosen<'_>> {
-        let endpoints = || {
-            self.endpoints
-                .iter()
-                .filter_map(|index| self.bound.endpoint_and_place(*index))
-        };
         let chosen = |(endpoint, place)| Chosen { endpoint, place };
-        if endpoints().all(|(endpoint, _)| !endpoint.pattern.has_condition()) {
-            return endpoints().next().map(chosen);
+        if self
+            .endpoints()
+            .all(|(endpoint, _)| !endpoint.pattern.has_condition())
+        {
+            return self.endpoints().next().map(chosen);
         }
         let seen = Seen::new(line);
         let mut might_be_for_tokens = false;
-        for (endpoint, place) in endpoints() {
+        for (endpoint, place) in self.endpoints() {
             if endpoint.pattern.has(&seen) {
                 let gets_secret = endpoint.placement != Placement::Issued;
                 return (!might_be_for_tokens || !gets_secret).then_some(Chosen { endpoint, place });

@@ -68,7 +68,8 @@ impl Endpoint {
 
     /// What of it cannot be as its service has it, whichever target it has.
     pub(super) fn check(&self, service: &str, plain_http: bool) -> Result<(), InvalidService> {
-        if self.pattern.scheme == Some(Scheme::Http) && !plain_http {
+        let is_plain = self.pattern.scheme == Some(Scheme::Http) || self.pattern.ports == Ports::one(80);
+        if is_plain && !plain_http {
             return Err(InvalidService::PlainHttp {
                 service: service.to_owned(),
                 target: self.pattern.to_string(),

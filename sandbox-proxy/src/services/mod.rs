@@ -77,9 +77,7 @@ pub enum InvalidService {
         service: String,
     },
     /// A text that is no target as rules of the policy have them.
-    #[error(
-        "service {service}: {text:?} is no target, such as api.example.com or api.example.com:8443/v1/**"
-    )]
+    #[error("service {service}: {text:?} cannot be a target")]
     Target {
         /// The service's name.
         service: String,
@@ -99,7 +97,8 @@ pub enum InvalidService {
     },
     /// A target of plain HTTP in a service that speaks TLS only.
     #[error(
-        "service {service}: {target} is plain HTTP; say plain_http_allowed() if everyone on the way may read the credential"
+        "service {service}: {target} is plain HTTP; if everyone on the way may read the credential, say \
+         plain_http_allowed(), or plain-http-allowed = true in a definition"
     )]
     PlainHttp {
         /// The service's name.
@@ -157,8 +156,8 @@ impl Service {
     /// A service of your own. Add what it is for with [`bearer`](Self::bearer), [`header`](Self::header),
     /// [`basic`](Self::basic) or [`query`](Self::query); each takes a target as rules of the policy do
     /// ([`Rules`](crate::Rules)): `host` (port 443), `host:port`, `**.host`, `host/v1/**`, `GET,HEAD host`. The most
-    /// specific hosts decide which service a request is of, and the first of its targets that has the request where
-    /// the credential goes.
+    /// specific hosts decide which service a request is of; then the first of its targets with these hosts that has the
+    /// request says where the credential goes.
     ///
     /// ```
     /// use sandbox_proxy::Service;
@@ -353,8 +352,7 @@ impl Service {
         if let Ok((old_target, old_ports)) = policy::place(from) {
             for Endpoint { pattern, .. } in &mut self.endpoints {
                 if pattern.target == old_target && old_ports.is_none_or(|old| old == pattern.ports) {
-                    pattern.target = target.clone();
-                    pattern.ports = ports.unwrap_or(pattern.ports);
+                    pattern.move_to(target.clone(), ports);
                     has_moved = true;
                 }
             }

@@ -699,9 +699,11 @@ fn mistakes_in_a_service_are_told() {
         let error = Service::custom("x").bearer(wide).validate().unwrap_err();
         assert!(matches!(error, InvalidService::TooWide { .. }), "{wide}");
     }
-    let plain = Service::custom("x").bearer("http://a.test");
-    assert!(matches!(plain.validate(), Err(InvalidService::PlainHttp { .. })));
-    plain.plain_http_allowed().validate().unwrap();
+    for plain in ["http://a.test", "http://a.test:8080", "a.test:80"] {
+        let plain = Service::custom("x").bearer(plain);
+        assert!(matches!(plain.validate(), Err(InvalidService::PlainHttp { .. })));
+        plain.plain_http_allowed().validate().unwrap();
+    }
     for header in ["", "a b", "host", "content-length", "proxy-authorization"] {
         let error = Service::custom("x")
             .header("a.test", header)
@@ -763,6 +765,71 @@ fn moved_endpoints_keep_their_port_and_mistakes_are_told() {
         let error = service().moved("a.test", wrong).validate().unwrap_err();
         assert!(matches!(error, InvalidService::Target { .. }), "{error}");
     }
+}
+
+#[test]
+fn moved_endpoints_speak_what_their_new_ports_do() {
+    let explain = |service: Service, tls, port| {
+        let directory = directory([service.plain_http_allowed()]);
+        directory
+            .explain(tls, &"own.test".parse().unwrap(), port, get("/"))
+            .is_injected()
+    };
+    let service = |at: &str| Service::custom("x").bearer(at);
+    assert!(explain(
+        service("a.test").moved("a.test", "own.test:8080"),
+        false,
+        8080
+    ));
+    assert!(!explain(
+        service("a.test").moved("a.test", "own.test"),
+        false,
+        443
+    ));
+    assert!(!explain(
+        service("a.test:8443").moved("a.test", "own.test:443"),
+        false,
+        443
+    ));
+    assert!(explain(
+        service("http://a.test").moved("a.test", "own.test:81"),
+        false,
+        81
+    ));
+    assert!(!explain(
+        service("http://a.test").moved("a.test", "own.test:81"),
+        true,
+        81
+    ));
+}
+
+#[test]
+fn target_of_tls_gets_nothing_over_plain_http_on_the_same_port() {
+    let service = Service::custom("x")
+        .header("https://a.test:*", "x-secret")
+        .header("http://a.test:*/public/**", "x-public")
+        .plain_http_allowed();
+    let directory = directory([service]);
+    let explain = |tls, path| {
+        directory
+            .explain(tls, &"a.test".parse().unwrap(), 8080, get(path))
+            .to_string()
+    };
+    assert_eq!(explain(true, "/public/a"), "x: injected in header x-secret");
+    assert_eq!(explain(false, "/public/a"), "x: injected in header x-public");
+    assert!(explain(false, "/secret").contains("no credential with this method"));
+}
+
+#[test]
+fn host_that_gets_keys_and_signatures_is_one_that_gets_keys() {
+    for service in [
+        Service::custom("x").bearer("a.test:8443").sigv4("a.test:*"),
+        Service::custom("x").sigv4("a.test:*").bearer("a.test:8443"),
+        Service::custom("x").bearer("a.test/api/**").sigv4("a.test"),
+    ] {
+        assert!(directory([service]).has_host(&"a.test".parse().unwrap()));
+    }
+    assert!(!directory([Service::custom("x").sigv4("a.test")]).has_host(&"a.test".parse().unwrap()));
 }
 
 #[test]

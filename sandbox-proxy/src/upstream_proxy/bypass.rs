@@ -1,7 +1,7 @@
 //! Exceptions from the upstream proxy, as `NO_PROXY` lists them: a grammar of its own, for the matcher of rules.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sandbox_core::host::Host;
 use sandbox_core::policy::Scheme;
@@ -12,7 +12,8 @@ use crate::policy::{Network, Pattern, Patterns, Target};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bypasses {
     patterns: Vec<Pattern>,
-    found: Option<Arc<Patterns>>,
+    /// Made when first asked.
+    found: OnceLock<Arc<Patterns>>,
 }
 
 impl Bypasses {
@@ -21,13 +22,13 @@ impl Bypasses {
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             self.patterns.extend(parse(entry).ok_or(entry)?);
         }
-        self.found = Some(Arc::new(Patterns::new(&self.patterns)));
+        self.found = OnceLock::new();
         Ok(())
     }
 
     pub(super) fn cover(&self, host: &Host, port: u16) -> bool {
-        let found = self.found.as_ref();
-        found.is_some_and(|found| found.last(host, port, Scheme::Tunnel).is_some())
+        let found = self.found.get_or_init(|| Arc::new(Patterns::new(&self.patterns)));
+        found.last(host, port, Scheme::Tunnel).is_some()
     }
 }
 

@@ -79,7 +79,7 @@ async fn run_in(home: &Path, running: &Running, program: &str, arguments: &[&str
     output.unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"))
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

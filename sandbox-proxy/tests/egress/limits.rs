@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::host::HostName;
@@ -193,9 +194,18 @@ async fn http2_connections_over_the_limit_are_offered_the_older_version() {
         .body(Full::default())
         .unwrap();
     assert_eq!(send(&mut client, request).await.status(), StatusCode::OK);
-    // Who speaks nothing else is told by the record.
-    let mut tls = running.tls(&at, "api.test", &["h2"]).await.unwrap();
-    assert_eq!(tls.read(&mut [0; 64]).await.unwrap_or(0), 0);
+    // Who speaks nothing else is told so.
+    let tls = running.tls(&at, "api.test", &["h2"]).await.unwrap();
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (_client, connection) = builder
+        .handshake::<_, Full<Bytes>>(TokioIo::new(tls))
+        .await
+        .unwrap();
+    let told = format!("{:?}", connection.await.unwrap_err());
+    assert!(
+        told.contains("GoAway") && told.contains("ENHANCE_YOUR_CALM"),
+        "{told}"
+    );
     running
         .events
         .wait(|event| event.outcome.contains("HTTP/2"))

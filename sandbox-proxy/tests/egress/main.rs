@@ -20,6 +20,7 @@ mod hellos;
 mod hostile;
 mod huge;
 mod interception;
+mod interim;
 mod keychain;
 mod leaks;
 mod limits;

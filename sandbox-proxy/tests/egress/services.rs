@@ -429,6 +429,28 @@ async fn sessions_that_a_credential_opens_stay_on_the_host() {
 }
 
 #[tokio::test]
+async fn method_that_a_service_goes_by_is_not_changed_by_a_header() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let service = Service::custom("api").bearer(&format!("GET {at}/**"));
+    let running = Running::serving(&upstream, service).await;
+    let mut client = running.h1(&at).await;
+    assert_eq!(
+        send(&mut client, get(&at, "/a", &[])).await.status(),
+        StatusCode::OK
+    );
+    assert_eq!(
+        upstream.last().headers["authorization"],
+        format!("Bearer {SECRET}")
+    );
+    for name in ["X-HTTP-Method-Override", "x_http_method", "x-method-override"] {
+        let response = send(&mut client, get(&at, "/b", &[(name, "DELETE")])).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{name}");
+    }
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn record_says_why_there_is_a_credential_or_none() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let plain = Upstream::plain().await;

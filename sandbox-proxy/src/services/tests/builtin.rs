@@ -179,6 +179,13 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ),
     ("gitlab", "registry.gitlab.com", "/v2/", "authorization", "-"),
     (
+        "gitlab",
+        "gitlab.com",
+        "/jwt/auth.json",
+        "authorization",
+        "Basic oauth2:SECRET",
+    ),
+    (
         "google",
         "generativelanguage.googleapis.com",
         "/v1beta/models",

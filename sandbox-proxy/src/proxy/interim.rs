@@ -1,0 +1,358 @@
+//! Interim answers (1xx, RFC 9110 §15.2) on their way from an upstream to a client that both speak HTTP/1.1. hyper's
+//! server has no way to send any, so they go out between what it writes.
+//!
+//! What stands between is known at each flush: hyper flushes when it has written all that it has, and an answer that has
+//! begun has ended before the next request begins. While a request is under way, a stream that is flushed is between
+//! messages.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes};
+use http::header::SET_COOKIE;
+use http::{HeaderMap, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::message;
+use crate::defence::holds;
+use crate::scrub::Secrets;
+
+/// Interim answers that wait for a client that does not read, in bytes; further ones are left out, as hints may be
+/// (RFC 8297 §2).
+const WAITING_BYTES: usize = 4 << 10;
+
+/// What is between the requests of one connection and its stream.
+#[derive(Clone, Default)]
+pub(crate) struct Interim(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Whether there may be something to send: asked at each write.
+    is_open: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    /// Who writes on the stream.
+    writer: Option<Waker>,
+    /// The request that is under way.
+    request: u64,
+}
+
+/// A request that has no answer yet.
+pub(crate) struct Unanswered {
+    interim: Interim,
+    request: u64,
+}
+
+/// Takes what an upstream says before it answers one request.
+pub(crate) struct Hints {
+    interim: Interim,
+    request: u64,
+    /// Whose secrets are blanked out.
+    secrets: Option<Arc<Secrets>>,
+    /// Whether a credential went along, whose session stays on the host.
+    is_managed: bool,
+}
+
+/// A client's stream, on which interim answers go out.
+pub(crate) struct Interleaved<S> {
+    stream: S,
+    interim: Interim,
+    /// Whether all that was written before is flushed.
+    is_between: bool,
+    sending: Bytes,
+}
+
+impl Interim {
+    /// From now on, until it is dropped, a request is under way.
+    pub(crate) fn begin(&self) -> Unanswered {
+        self.0.is_open.store(true, Relaxed);
+        Unanswered {
+            request: self.lock().request,
+            interim: self.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What waits; else whoever writes is woken when something does.
+    fn take(&self, cx: &Context<'_>) -> Option<Bytes> {
+        if !self.0.is_open.load(Relaxed) {
+            return None;
+        }
+        let mut waiting = self.lock();
+        if waiting.bytes.is_empty() {
+            waiting.writer = Some(cx.waker().clone());
+            return None;
+        }
+        Some(std::mem::take(&mut waiting.bytes).into())
+    }
+
+    /// Leaves out what waits.
+    fn discard(&self) {
+        if self.0.is_open.load(Relaxed) {
+            self.lock().bytes.clear();
+        }
+    }
+
+    fn put(&self, request: u64, head: &[u8]) {
+        let mut waiting = self.lock();
+        let is_under_way = waiting.request == request || !holds("interim-of-this-request");
+        if is_under_way && waiting.bytes.len() + head.len() <= WAITING_BYTES {
+            waiting.bytes.extend_from_slice(head);
+            if let Some(writer) = waiting.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+}
+
+impl Unanswered {
+    /// `secrets` are blanked out of what comes.
+    pub(crate) fn hints(&self, secrets: Option<Arc<Secrets>>, is_managed: bool) -> Hints {
+        Hints {
+            interim: self.interim.clone(),
+            request: self.request,
+            secrets,
+            is_managed,
+        }
+    }
+}
+
+impl Drop for Unanswered {
+    /// What comes for it later would be taken for an answer to the next, or stand amid a body.
+    fn drop(&mut self) {
+        self.interim.lock().request += 1;
+    }
+}
+
+impl Hints {
+    /// Hands an interim answer on, cleaned as the answer will be.
+    pub(crate) fn pass(&self, status: StatusCode, headers: &HeaderMap) {
+        // Of the first, hyper sends its own; the second is no interim answer.
+        let is_own = matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS);
+        if is_own || message::has_too_many_fields(headers) {
+            return;
+        }
+        let mut headers = headers.clone();
+        if self.is_managed && holds("set-cookie") {
+            headers.remove(SET_COOKIE);
+        }
+        if let Some(secrets) = &self.secrets
+            && holds("interim-scrubbed")
+        {
+            secrets.patterns().scrub_headers(&mut headers);
+        }
+        message::clean_response(&mut headers);
+        let reason = status.canonical_reason().unwrap_or("");
+        let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+        for (name, value) in &headers {
+            // Neither can hold a line end.
+            head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        head.extend_from_slice(b"\r\n");
+        self.interim.put(self.request, &head);
+    }
+}
+
+impl<S> Interleaved<S> {
+    pub(crate) fn new(stream: S, interim: Interim) -> Self {
+        Self {
+            stream,
+            interim,
+            is_between: true,
+            sending: Bytes::new(),
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Interleaved<S> {
+    /// Sends what waits. Only between messages.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while !self.sending.is_empty() {
+                let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.sending))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.sending.advance(written);
+            }
+            match self.interim.take(cx) {
+                Some(bytes) => self.sending = bytes,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Before more is written: the head of the answer may be in it.
+    fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_between || !holds("interim-between") {
+            ready!(self.poll_interim(cx))?;
+        } else {
+            self.interim.discard();
+        }
+        self.is_between = false;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Interleaved<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Interleaved<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before(cx))?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before(cx))?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.is_between = true;
+        ready!(self.poll_interim(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+
+    fn hint(request: &Unanswered) {
+        let mut headers = HeaderMap::new();
+        headers.insert("link", "</a>".parse().unwrap());
+        request
+            .hints(None, false)
+            .pass(StatusCode::from_u16(103).unwrap(), &headers);
+    }
+
+    /// All that comes until the other side is dropped.
+    async fn all(mut far: tokio::io::DuplexStream) -> Vec<u8> {
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).await.unwrap();
+        got
+    }
+
+    /// The head of a hint as it is here, whichever words the status has.
+    fn expected(rest: &[u8]) -> Vec<u8> {
+        let reason = StatusCode::from_u16(103)
+            .unwrap()
+            .canonical_reason()
+            .unwrap_or("");
+        let hint = String::from_utf8_lossy(HINT).replace("Early Hints", reason);
+        [hint.as_bytes(), rest].concat()
+    }
+
+    #[tokio::test]
+    async fn hint_goes_before_the_answer_and_none_after_it() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let interim = Interim::default();
+        let mut stream = Interleaved::new(near, interim.clone());
+        let request = interim.begin();
+        hint(&request);
+        let late = request.hints(None, false);
+        drop(request);
+        stream.write_all(b"answer").await.unwrap();
+        late.pass(StatusCode::PROCESSING, &HeaderMap::new());
+        stream.flush().await.unwrap();
+        // Neither is there an answer to a request before amid one to the next.
+        let _next = interim.begin();
+        late.pass(StatusCode::PROCESSING, &HeaderMap::new());
+        stream.flush().await.unwrap();
+        drop(stream);
+        assert_eq!(all(far).await, expected(b"answer"));
+    }
+
+    #[tokio::test]
+    async fn hint_never_stands_amid_what_is_being_written() {
+        let (near, far) = tokio::io::duplex(4);
+        let interim = Interim::default();
+        let mut stream = Interleaved::new(near, interim.clone());
+        let request = interim.begin();
+        let reading = tokio::spawn(all(far));
+        // The end of an answer before, in two writes without a flush between.
+        stream.write_all(b"body of ").await.unwrap();
+        hint(&request);
+        drop(request);
+        stream.write_all(b"one; head of two").await.unwrap();
+        stream.flush().await.unwrap();
+        drop(stream);
+        assert_eq!(reading.await.unwrap(), b"body of one; head of two");
+    }
+
+    #[tokio::test]
+    async fn hint_goes_out_while_the_answer_is_waited_for() {
+        let (near, mut far) = tokio::io::duplex(8);
+        let interim = Interim::default();
+        let mut stream = Interleaved::new(near, interim.clone());
+        let request = interim.begin();
+        let flushing = tokio::spawn(async move {
+            // As hyper does whenever it is woken.
+            loop {
+                std::future::poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx))
+                    .await
+                    .unwrap();
+                std::future::poll_fn(|cx| match Pin::new(&mut stream).poll_flush(cx) {
+                    Poll::Ready(Ok(())) if stream.sending.is_empty() => Poll::<()>::Pending,
+                    _ => Poll::Pending,
+                })
+                .await;
+            }
+        });
+        tokio::task::yield_now().await;
+        hint(&request);
+        let mut got = vec![0; expected(b"").len()];
+        far.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, expected(b""));
+        flushing.abort();
+    }
+
+    #[test]
+    fn who_does_not_read_is_held_little_for() {
+        let interim = Interim::default();
+        let request = interim.begin();
+        for _ in 0..1000 {
+            hint(&request);
+        }
+        assert!(interim.lock().bytes.len() <= WAITING_BYTES);
+    }
+}
