@@ -1,6 +1,7 @@
 //! Injection as a whole: what a service's definition says is what leaves the host, whatever the client sent.
 
 mod builtin;
+mod properties;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

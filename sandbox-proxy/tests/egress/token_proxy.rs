@@ -210,6 +210,20 @@ async fn token_server_that_is_an_exception_or_on_this_host_is_reached_without_th
 }
 
 #[tokio::test]
+async fn look_up_that_is_to_be_made_here_is_never_left_to_the_proxy() {
+    let server = TokenServer::start().await;
+    let company = Company::start(server.address).await;
+    let proxy = UpstreamProxy::http(&company.address.to_string()).unwrap();
+    // The same without `resolve_here` asks the proxy for the name, and gets there.
+    token(&server.source().upstream_proxy(proxy.clone())).await;
+    company.passed.lock().unwrap().clear();
+    // Nobody here knows where it is.
+    let source = server.source().upstream_proxy(proxy.resolve_here());
+    issue(&source).await.unwrap_err();
+    assert!(company.passed().is_empty());
+}
+
+#[tokio::test]
 async fn proxy_that_refuses_or_is_gone_is_told_from_a_token_server_that_fails() {
     let server = TokenServer::start().await;
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
