@@ -11,7 +11,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use sandbox_core::policy::RequestLine;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::io::poll_read_buf;
 
 use super::Inner;
@@ -58,7 +58,12 @@ pub(crate) async fn expect_hello(
         Ok(Ok(start)) => start,
         Ok(Err(_)) => Start::Nothing,
         Err(_) => {
-            record.denied("", "no TLS in time");
+            let refusal = Refusal::denied("", "no TLS in time");
+            refusal.tell(record);
+            // Nothing but TLS is waited for here, so it is told in that language.
+            let target = route.shown();
+            let told = refuse(client, &Start::Broken, &refusal, &target);
+            let _ = timeout(limits::GOODBYE_TIME, told).await;
             return None;
         }
     };

@@ -142,6 +142,20 @@ async fn handshake_of_a_byte_now_and_then_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn client_that_says_nothing_in_a_tunnel_is_told_that_tls_was_waited_for() {
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let running = Running::managed(&upstream).await;
+    let mut tunnel = running.connect(&upstream.at("api.test")).await.unwrap();
+    tokio::time::pause();
+    let mut told = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(3600), tunnel.read_to_end(&mut told));
+    ended.await.expect("it is held for ever").unwrap();
+    tokio::time::resume();
+    // A fatal alert, access_denied.
+    assert_eq!(told, [21, 3, 3, 0, 2, 2, 49]);
+}
+
+#[tokio::test]
 async fn http2_head_of_a_byte_now_and_then_is_not_waited_for() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;
