@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
-use super::interim::Hints;
+use super::interim::{Hints, Interim};
 use super::message::{self, Coded};
 use super::place::{Busy, Place};
 use super::pool::{Checkin, Lane, Sender};
@@ -101,7 +101,11 @@ async fn exchange(
     let websocket = Asked::of(&mut parts, client_upgrade);
     let is_plain_get = is_plain_get(&parts, &incoming);
     // Who speaks HTTP/1.0 knows of no interim answers (RFC 9110 §15.2).
-    let unanswered = (parts.version == Version::HTTP_11).then(|| after.interim.begin());
+    let interim = after
+        .interim
+        .as_ref()
+        .filter(|_| parts.version == Version::HTTP_11);
+    let unanswered = interim.map(Interim::begin);
     parts.extensions.clear();
     message::check(&parts, route)?;
     if websocket.is_some() {

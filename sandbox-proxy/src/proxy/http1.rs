@@ -58,11 +58,20 @@ pub(crate) struct Switched {
 /// Where the answers to a stream's requests leave what is said before them, and what the stream goes on as.
 #[derive(Clone, Default)]
 pub(crate) struct AfterSlot {
-    pub(crate) interim: Interim,
+    /// In a tunnel, where all is of one host.
+    pub(crate) interim: Option<Interim>,
     after: Arc<Mutex<Option<After>>>,
 }
 
 impl AfterSlot {
+    /// Of a stream in a tunnel.
+    pub(crate) fn inside() -> Self {
+        Self {
+            interim: Some(Interim::default()),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn set(&self, after: After) {
         *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
     }
@@ -80,7 +89,7 @@ where
     F: Fn(Request<Incoming>) -> R + Send,
     R: Future<Output = Response<ResponseBody>> + Send,
 {
-    let stream = Interleaved::new(stream, slot.interim.clone());
+    let stream = Interleaved::new(stream, slot.interim.clone().unwrap_or_default());
     let service = service_fn(move |request| {
         let response = answer(request);
         async move { Ok::<_, Infallible>(response.await) }

@@ -119,7 +119,7 @@ async fn serve_h1<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S, tunnel: Ar
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
-    let slot = AfterSlot::default();
+    let slot = AfterSlot::inside();
     let served = {
         let (inner, route, after) = (Arc::clone(&inner), Arc::clone(&route), slot.clone());
         let answer = move |request| {

@@ -1,9 +1,11 @@
 //! Interim answers (1xx, RFC 9110 §15.2) on their way from an upstream to a client that both speak HTTP/1.1. hyper's
 //! server has no way to send any, so they go out between what it writes.
 //!
-//! What stands between is known at each flush: hyper flushes when it has written all that it has, and an answer that has
-//! begun has ended before the next request begins. While a request is under way, a stream that is flushed is between
-//! messages.
+//! A stream is between messages when it is flushed while a request has no answer: hyper flushes when it has written all
+//! that it has. From the first byte that it writes next, the answer's head may be in it, and nothing more is put before.
+//!
+//! Only in tunnels, where all is of one host: some clients take the first 103 for the answer (RFC 8297 §3), and where one
+//! connection leads to several hosts, the answer itself would then be another's.
 
 use std::io;
 use std::pin::Pin;
@@ -12,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
-use http::header::SET_COOKIE;
+use http::header::{CONTENT_LENGTH, SET_COOKIE, TRAILER};
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -21,8 +23,11 @@ use crate::defence::holds;
 use crate::scrub::Secrets;
 
 /// Interim answers that wait for a client that does not read, in bytes; further ones are left out, as hints may be
-/// (RFC 8297 §2).
+/// (RFC 8297 §2). As much may be on its way beside.
 const WAITING_BYTES: usize = 4 << 10;
+/// Those that are passed on: `102 Processing` and `103 Early Hints`. `100` is hyper's own, `101` is an answer, and of others
+/// not all clients know that they are none.
+const PASSED: [u16; 2] = [102, 103];
 
 /// What is between the requests of one connection and its stream.
 #[derive(Clone, Default)]
@@ -40,8 +45,9 @@ struct Waiting {
     bytes: Vec<u8>,
     /// Who writes on the stream.
     writer: Option<Waker>,
-    /// The request that is under way.
+    /// The number of the request that is under way, or comes next.
     request: u64,
+    is_under_way: bool,
 }
 
 /// A request that has no answer yet.
@@ -73,8 +79,10 @@ impl Interim {
     /// From now on, until it is dropped, a request is under way.
     pub(crate) fn begin(&self) -> Unanswered {
         self.0.is_open.store(true, Relaxed);
+        let mut waiting = self.lock();
+        waiting.is_under_way = true;
         Unanswered {
-            request: self.lock().request,
+            request: waiting.request,
             interim: self.clone(),
         }
     }
@@ -90,7 +98,8 @@ impl Interim {
         }
         let mut waiting = self.lock();
         if waiting.bytes.is_empty() {
-            waiting.writer = Some(cx.waker().clone());
+            waiting.writer = waiting.is_under_way.then(|| cx.waker().clone());
+            self.0.is_open.store(waiting.is_under_way, Relaxed);
             return None;
         }
         Some(std::mem::take(&mut waiting.bytes).into())
@@ -130,19 +139,29 @@ impl Unanswered {
 impl Drop for Unanswered {
     /// What comes for it later would be taken for an answer to the next, or stand amid a body.
     fn drop(&mut self) {
-        self.interim.lock().request += 1;
+        let mut waiting = self.interim.lock();
+        waiting.request += 1;
+        waiting.is_under_way = false;
     }
 }
 
 impl Hints {
     /// Hands an interim answer on, cleaned as the answer will be.
     pub(crate) fn pass(&self, status: StatusCode, headers: &HeaderMap) {
-        // Of the first, hyper sends its own; the second is no interim answer.
-        let is_own = matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS);
-        if is_own || message::has_too_many_fields(headers) {
+        let size: usize = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
+        if !PASSED.contains(&status.as_u16()) || size > WAITING_BYTES || message::has_too_many_fields(headers)
+        {
             return;
         }
         let mut headers = headers.clone();
+        // Nothing follows these heads (RFC 9110 §8.6); some clients would wait for it, or take the answer for it.
+        if holds("interim-length") {
+            headers.remove(CONTENT_LENGTH);
+        }
+        headers.remove(TRAILER);
         if self.is_managed && holds("set-cookie") {
             headers.remove(SET_COOKIE);
         }
@@ -179,16 +198,21 @@ impl<S> Interleaved<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Interleaved<S> {
-    /// Sends what waits. Only between messages.
-    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            while !self.sending.is_empty() {
-                let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.sending))?;
-                if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.sending.advance(written);
+    fn poll_sending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.sending.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.sending))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.sending.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what waits. Only between messages.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_sending(cx))?;
             match self.interim.take(cx) {
                 Some(bytes) => self.sending = bytes,
                 None => return Poll::Ready(Ok(())),
@@ -196,15 +220,17 @@ impl<S: AsyncWrite + Unpin> Interleaved<S> {
         }
     }
 
-    /// Before more is written: the head of the answer may be in it.
+    /// Before hyper writes: once what waits, and from then on no more than that.
     fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_between || !holds("interim-between") {
-            ready!(self.poll_interim(cx))?;
-        } else {
+        let is_between = std::mem::replace(&mut self.is_between, !holds("interim-between"));
+        if !is_between {
             self.interim.discard();
+        } else if self.sending.is_empty()
+            && let Some(bytes) = self.interim.take(cx)
+        {
+            self.sending = bytes;
         }
-        self.is_between = false;
-        Poll::Ready(Ok(()))
+        self.poll_sending(cx)
     }
 }
 
@@ -240,7 +266,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Interleaved<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.is_between = true;
-        ready!(self.poll_interim(cx))?;
+        ready!(self.poll_waiting(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -317,6 +343,33 @@ mod tests {
         stream.flush().await.unwrap();
         drop(stream);
         assert_eq!(reading.await.unwrap(), b"body of one; head of two");
+    }
+
+    #[tokio::test]
+    async fn hint_to_the_next_request_never_stands_before_this_ones_answer() {
+        let (near, far) = tokio::io::duplex(8);
+        let interim = Interim::default();
+        let mut stream = Interleaved::new(near, interim.clone());
+        let request = interim.begin();
+        hint(&request);
+        drop(request);
+        // The answer waits behind the hint, which nobody reads yet.
+        let mut writing = Box::pin(async {
+            stream.write_all(b"answer").await.unwrap();
+            stream.flush().await.unwrap();
+            stream
+        });
+        assert!(is_pending(&mut writing).await);
+        let next = interim.begin();
+        hint(&next);
+        drop(next);
+        let reading = tokio::spawn(all(far));
+        drop(writing.await);
+        assert_eq!(reading.await.unwrap(), expected(b"answer"));
+    }
+
+    async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_pending())).await
     }
 
     #[tokio::test]

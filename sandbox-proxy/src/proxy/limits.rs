@@ -23,7 +23,7 @@
 //! body that nobody takes, whose fields are counted when they come out (4 × [`HEAD_BYTES`] a message at the worst), and
 //! the rest of a WebSocket over HTTP/2 that has ended ([`H2_SEND_BUFFER`] each, [`H2_STREAMS`] to a connection).
 //!
-//! An interim answer that its client does not read is held for it, 4 KiB at most (see `interim`).
+//! Interim answers that a client does not read are held for it, 8 KiB of them at most (see `interim`).
 //!
 //! `together` in the tests takes all of it at once and measures.
 //!

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sandbox_proxy::{Rules, Service, sources};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -13,7 +13,8 @@ use crate::support::*;
 
 /// What is said before each answer.
 const BEFORE: &str = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nX-Echo: key=SECRET;\r\n\
-     Set-Cookie: session=1\r\nAlt-Svc: h3=\":443\"\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n\
+     Set-Cookie: session=1\r\nAlt-Svc: h3=\":443\"\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 9\r\n\r\n\
+     HTTP/1.1 150 Odd\r\nContent-Length: 9\r\n\r\n\
      HTTP/1.1 102 Processing\r\n\r\n";
 
 /// An upstream that says so, and answers when it may: where, and its sandbox, which has a credential for it.
@@ -26,18 +27,7 @@ async fn upstream(may_answer: Arc<Notify>) -> (Running, String) {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, may_answer) = (acceptor.clone(), Arc::clone(&may_answer));
             tokio::spawn(async move {
-                let mut stream = acceptor.accept(stream).await.unwrap();
-                loop {
-                    let head = head_of(&mut stream).await;
-                    let Some(path) = head.split(' ').nth(1) else {
-                        return;
-                    };
-                    let before = BEFORE.replace("SECRET", SECRET);
-                    stream.write_all(before.as_bytes()).await.unwrap();
-                    may_answer.notified().await;
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
-                    stream.write_all(answer.as_bytes()).await.unwrap();
-                }
+                serve(acceptor.accept(stream).await.unwrap(), may_answer).await;
             });
         }
     });
@@ -53,6 +43,20 @@ async fn upstream(may_answer: Arc<Notify>) -> (Running, String) {
     })
     .await;
     (running, at)
+}
+
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, may_answer: Arc<Notify>) {
+    loop {
+        let head = head_of(&mut stream).await;
+        let Some(path) = head.split(' ').nth(1) else {
+            return;
+        };
+        let before = BEFORE.replace("SECRET", SECRET);
+        stream.write_all(before.as_bytes()).await.unwrap();
+        may_answer.notified().await;
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
 }
 
 async fn read_exactly(tls: &mut Tls, length: usize) -> String {
@@ -143,6 +147,30 @@ async fn client_of_http10_and_one_of_http2_hear_the_answer_alone() {
     assert_eq!(
         (response.status().as_u16(), &response.body()[..]),
         (200, &b"/new"[..])
+    );
+}
+
+/// Some clients take a hint for the answer, and the answer for that to their next request, which may be another host's.
+#[tokio::test]
+async fn client_on_a_connection_for_several_hosts_hears_the_answer_alone() {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let may_answer = Arc::<Notify>::default();
+    may_answer.notify_one();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        serve(stream, may_answer).await;
+    });
+    let running = Running::start(|builder| {
+        let rule = format!("http://{at} special-ranges");
+        builder.policy(Arc::new(Rules::new().allow(&rule)))
+    })
+    .await;
+    let request = format!("GET http://{at}/x HTTP/1.1\r\nHost: {at}\r\n\r\n");
+    let answer = running.raw(request).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("/x"),
+        "{answer}"
     );
 }
 
