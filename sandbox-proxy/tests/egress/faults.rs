@@ -8,7 +8,7 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use rcgen::{CertificateParams, KeyPair};
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
-use sandbox_proxy::{Rules, Service, sources};
+use sandbox_proxy::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -58,22 +58,7 @@ async fn answering(answer: Vec<u8>, end: End) -> (Running, String) {
             });
         }
     });
-    (managed(&at, ca_pem).await, at)
-}
-
-/// A sandbox with a credential for this target.
-async fn managed(at: &str, ca_pem: String) -> Running {
-    Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca_pem)
-            .credential(
-                Service::custom("api").header(at, "x-api-key"),
-                Arc::new(sources::Static::new(SECRET)),
-            )
-    })
-    .await
+    (Running::with_key(&at, ca_pem).await, at)
 }
 
 /// What a client gets: status, and the whole body or that it broke.
@@ -168,7 +153,7 @@ async fn resetting(last_flags: u8) -> (Running, String) {
             }
         }
     });
-    (managed(&at, ca_pem).await, at)
+    (Running::with_key(&at, ca_pem).await, at)
 }
 
 #[tokio::test]
@@ -371,7 +356,7 @@ async fn with_certificate(names: &[&str], valid: (i64, i64), is_self_signed: boo
             });
         }
     });
-    (managed(&at, root.pem()).await, at)
+    (Running::with_key(&at, root.pem()).await, at)
 }
 
 #[tokio::test]

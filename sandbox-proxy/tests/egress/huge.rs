@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sandbox_proxy::{Rules, Service, sources};
+use sandbox_proxy::Rules;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -244,17 +244,7 @@ async fn read(client_speaks: &'static str, upstream_speaks: &'static str, down: 
     let sent = Sent::default();
     let (port, ca_pem) = upstream(upstream_speaks, Arc::clone(&sent)).await;
     let at = format!("api.test:{port}");
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca_pem)
-            .credential(
-                Service::custom("api").header(&at, "x-api-key"),
-                Arc::new(sources::Static::new(SECRET)),
-            )
-    })
-    .await;
+    let running = Running::with_key(&at, ca_pem).await;
     let mut before = 0;
     for (down, up) in [(WARM_UP, WARM_UP), (down, up)] {
         let request = |path: String| Request::post(format!("https://{at}{path}"));

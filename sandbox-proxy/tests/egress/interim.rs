@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sandbox_proxy::{Rules, Service, sources};
+use sandbox_proxy::Rules;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -31,17 +31,7 @@ async fn upstream(may_answer: Arc<Notify>) -> (Running, String) {
             });
         }
     });
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca_pem)
-            .credential(
-                Service::custom("api").header(&at, "x-api-key"),
-                Arc::new(sources::Static::new(SECRET)),
-            )
-    })
-    .await;
+    let running = Running::with_key(&at, ca_pem).await;
     (running, at)
 }
 

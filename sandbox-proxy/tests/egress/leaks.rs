@@ -8,7 +8,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use sandbox_core::credential::{Credential, CredentialError, CredentialRequest, CredentialSource, Issued};
 use sandbox_core::policy::{RequestLine, Scheme};
-use sandbox_proxy::{ClientCredential, JsonLines, Proxy, Rules, Service, sources};
+use sandbox_proxy::{ClientCredential, JsonLines, Proxy, Service, sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -214,17 +214,7 @@ async fn no_secret_in_what_is_told_of_an_upstream_that_answers_garbage() {
             });
         }
     });
-    let running = Running::start(|builder| {
-        builder
-            .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
-            .resolve("api.test".parse().unwrap(), vec![LOCAL])
-            .extra_root(ca)
-            .credential(
-                Service::custom("api").header(&at, "x-api-key"),
-                Arc::new(sources::Static::new(SECRET)),
-            )
-    })
-    .await;
+    let running = Running::with_key(&at, ca).await;
     let mut told = String::new();
     for index in 0..GARBAGE.len() {
         let mut client = running.h1(&at).await;

@@ -107,6 +107,21 @@ impl Running {
         Self::start(|builder| with_credential(allowed(builder, upstream), upstream)).await
     }
 
+    /// As [`managed`](Self::managed), for `api.test` at a target whose certificate this root has signed.
+    pub async fn with_key(at: &str, ca_pem: String) -> Self {
+        Self::start(|builder| {
+            builder
+                .policy(Arc::new(Rules::new().allow(&format!("{at} special-ranges"))))
+                .resolve("api.test".parse().unwrap(), vec![LOCAL])
+                .extra_root(ca_pem)
+                .credential(
+                    Service::custom("api").header(at, "x-api-key"),
+                    Arc::new(sources::Static::new(SECRET)),
+                )
+        })
+        .await
+    }
+
     /// Its hosts are allowed, and requests to this service of its get [`SECRET`].
     pub async fn serving(upstream: &Upstream, service: Service) -> Self {
         Self::start(|builder| with_service(allowed(builder, upstream), service)).await
