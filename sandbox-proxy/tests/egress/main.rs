@@ -26,6 +26,7 @@ mod leaks;
 mod limits;
 mod memory;
 mod names;
+mod placeholders;
 mod plain;
 mod policy;
 mod quotas;
