@@ -8,14 +8,15 @@ use std::task::{Context, Poll, ready};
 use aws_lc_rs::digest::Digest;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::incoming::{Incoming, IncomingError};
 use super::place::Place;
 use super::pool::Checkin;
 use super::{limits, message};
 use crate::audit::record::Record;
+#[cfg(feature = "mutants")]
 use crate::defence::holds;
 use crate::scrub::Scrubber;
 use crate::scrub::coding::{DecodeError, Decoder, Step};
@@ -64,7 +65,7 @@ enum Source {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the client broke it off")]
-    Client(#[from] hyper::Error),
+    Client(#[from] IncomingError),
     #[error(transparent)]
     Chunk(#[from] ChunkError),
 }
@@ -122,7 +123,7 @@ impl RequestBody {
         record: &Record,
         service: Option<&Arc<Bound>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
         let mut frame = ready!(Pin::new(incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame {
             record.add_out(frame.data_ref().map_or(0, Bytes::len));
@@ -220,11 +221,20 @@ pub(crate) enum ResponseBody {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResponseError {
     #[error(transparent)]
-    Upstream(#[from] hyper::Error),
+    Upstream(IncomingError),
     #[error("upstream gave the response up before its end")]
     GivenUp,
     #[error(transparent)]
     Decode(#[from] DecodeError),
+}
+
+impl From<IncomingError> for ResponseError {
+    fn from(error: IncomingError) -> Self {
+        match error {
+            IncomingError::Http2(fault) if fault.is_no_error() => Self::GivenUp,
+            error => Self::Upstream(error),
+        }
+    }
 }
 
 /// What an error comes from; those above it say no more than where it was met.
@@ -238,8 +248,6 @@ fn first_cause(error: &dyn std::error::Error) -> &dyn std::error::Error {
 #[derive(Debug)]
 pub(crate) struct Streamed {
     incoming: Incoming,
-    /// Whether it comes over HTTP/2, where the end of a body is said.
-    is_h2: bool,
     record: Arc<Record>,
     decoder: Option<Decoder>,
     /// What has come and is not decoded.
@@ -287,7 +295,6 @@ impl ResponseBody {
 impl Streamed {
     pub(crate) fn new(
         incoming: Incoming,
-        is_h2: bool,
         record: Arc<Record>,
         decoder: Option<Decoder>,
         scrubber: Option<Scrubber>,
@@ -297,7 +304,6 @@ impl Streamed {
         Self {
             ended: incoming.is_end_stream(),
             incoming,
-            is_h2,
             record,
             decoder,
             coded: Bytes::new(),
@@ -366,10 +372,6 @@ impl Streamed {
             let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                // A stream that is reset with `NO_ERROR` just ends in hyper, also where its end never came.
-                None if self.is_h2 && !self.incoming.is_end_stream() && holds("reset-is-no-end") => {
-                    return Poll::Ready(Err(ResponseError::GivenUp));
-                }
                 None => {
                     self.end = Some(End::Data);
                     self.check_in();

@@ -7,14 +7,17 @@ use std::time::SystemTime;
 use http::header::{EXPECT, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::client::conn::TrySendError;
 use sandbox_core::credential::CredentialError;
 use tokio::time::timeout;
 
 use super::Inner;
 use super::body::{RequestBody, ResponseBody, Streamed};
 use super::http1::AfterSlot;
+use super::http2;
+use super::incoming::{Incoming, IncomingError};
 use super::interim::{Hints, Interim};
 use super::message::{self, Coded};
 use super::place::{Busy, Place};
@@ -23,7 +26,7 @@ use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
 use super::websocket::{self, Asked, Opened};
-use super::{chain, gate, limits, pool};
+use super::{chain, gate, limits};
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::coding::Decoder;
@@ -46,7 +49,7 @@ pub(crate) async fn answer(
     let record = Record::start(&inner.hub);
     record.target(&route.host_text, route.port);
     // A WebSocket over HTTP/2 is asked for by CONNECT, and everywhere else by GET.
-    let method = if request.extensions().get::<hyper::ext::Protocol>().is_some() {
+    let method = if request.extensions().get::<h2::ext::Protocol>().is_some() {
         &Method::GET
     } else {
         request.method()
@@ -104,7 +107,7 @@ async fn exchange(
     let interim = after
         .interim
         .as_ref()
-        .filter(|_| parts.version == Version::HTTP_11);
+        .filter(|_| parts.version >= Version::HTTP_11);
     let unanswered = interim.map(Interim::begin);
     parts.extensions.clear();
     message::check(&parts, route)?;
@@ -157,10 +160,9 @@ async fn exchange(
     let request = Request::from_parts(parts, body);
     let (mut response, mut checkin) = match websocket {
         Some(asked) => match Box::pin(asked.send(inner, route, &lane, request)).await? {
-            Opened::Switched(mut response, under_way) => {
-                keep_session(&mut response, is_managed);
-                let held = (place, under_way);
-                return Ok(asked.switch(inner, route, response, after, record, held));
+            Opened::Switched(mut accepted) => {
+                keep_session(&mut accepted.response, is_managed);
+                return Ok(asked.switch(inner, route, accepted, after, record, place));
             }
             Opened::Declined(response, checkin) => {
                 // One that goes through a company's proxy by CONNECT must not carry what is for that proxy later.
@@ -364,6 +366,31 @@ pub(super) fn explain(route: &Route, record: &Record, why: Explanation) {
     record.credential_reason(why);
 }
 
+/// A request that was not answered.
+struct Failure {
+    error: IncomingError,
+    /// The request, if nothing of it was sent.
+    unsent: Option<Box<Request<RequestBody>>>,
+}
+
+impl From<TrySendError<Request<RequestBody>>> for Failure {
+    fn from(mut failure: TrySendError<Request<RequestBody>>) -> Self {
+        Self {
+            unsent: failure.take_message().map(Box::new),
+            error: failure.into_error().into(),
+        }
+    }
+}
+
+impl From<http2::client::Unanswered> for Failure {
+    fn from(failure: http2::client::Unanswered) -> Self {
+        Self {
+            unsent: failure.unsent,
+            error: failure.fault.into(),
+        }
+    }
+}
+
 async fn send(
     inner: &Inner,
     route: &Arc<Route>,
@@ -385,27 +412,30 @@ async fn send(
         };
         match &sender {
             Sender::H1(_) => message::target_h1(&mut parts, route),
-            Sender::H2(_) => message::target_h2(&mut parts, route),
+            Sender::H2(..) => message::target_h2(&mut parts, route),
         }
         let mut request = Request::from_parts(parts, body);
         let (result, checkin) = match sender {
             Sender::H1(mut h1) => {
                 hear_interim(&mut request, hints());
-                let result = in_time(record, h1.try_send_request(request)).await;
-                (result, Some(Checkin::h1(lane, h1)))
+                let sent = async {
+                    let response = h1.try_send_request(request).await?;
+                    Ok::<_, Failure>(response.map(Incoming::Http1))
+                };
+                (in_time(record, sent).await, Checkin::h1(lane, h1))
             }
-            Sender::H2(mut h2) => {
-                // From an attempt before this one.
+            Sender::H2(mut h2, under_way) => {
+                // From an attempt before this one. Over HTTP/2 few upstreams say that they want a body.
                 request.headers_mut().remove(EXPECT);
                 if is_new {
-                    lane.put(pool::Sender::H2(h2.clone()));
+                    lane.put(Sender::h2(&h2));
                 }
-                let result = in_time(record, h2.requests.try_send_request(request)).await;
-                (result, Some(Checkin::h2(&h2)))
+                let sent = async { Ok(h2.send(request, hints()).await?) };
+                (in_time(record, sent).await, Checkin::h2(under_way))
             }
         };
-        let mut failure = match result {
-            Some(Ok(response)) => return Ok((response, checkin)),
+        let failure = match result {
+            Some(Ok(response)) => return Ok((response, Some(checkin))),
             Some(Err(failure)) => failure,
             None => {
                 return Err(Refusal::timeout(
@@ -414,10 +444,10 @@ async fn send(
                 ));
             }
         };
-        match failure.take_message() {
+        match failure.unsent {
             Some(unsent) if !is_new && holds("send-again") => (parts, body) = unsent.into_parts(),
             _ => {
-                let error = failure.into_error();
+                let error = failure.error;
                 tracing::debug!(%error, "upstream failed");
                 return Err(Refusal::upstream(
                     "http_response_incomplete",
@@ -429,8 +459,8 @@ async fn send(
     Err(Refusal::internal("no connection to send on"))
 }
 
-/// Takes what upstream says before it answers, which it does over HTTP/1.1 alone: over HTTP/2 hyper hears nothing of it.
-/// Upstream is asked whether it wants the body of a client that asks first.
+/// Takes what upstream says over HTTP/1.1 before it answers. Upstream is asked whether it wants the body of a client that
+/// asks first.
 fn hear_interim(request: &mut Request<RequestBody>, hints: Option<Hints>) {
     let wanted = request.body_mut().wait_for_upstream();
     if wanted.is_some() {
@@ -519,8 +549,8 @@ fn pass(
     if ended && let Some(checkin) = checkin.take() {
         checkin.done();
     }
-    let (record, is_h2) = (Arc::clone(record), parts.version == Version::HTTP_2);
-    let body = Streamed::new(incoming, is_h2, record, decoder, scrubber, checkin, place.clone());
+    let record = Arc::clone(record);
+    let body = Streamed::new(incoming, record, decoder, scrubber, checkin, place.clone());
     Ok(Response::from_parts(parts, ResponseBody::Stream(Box::new(body))))
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use http::header::HOST;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use sandbox_core::policy::Scheme;
 
 use super::body::ResponseBody;
 use super::http1::{self, After, AfterSlot};
+use super::incoming::Incoming;
 use super::io::{Dialled, Watched};
 use super::refusal::Refusal;
 use super::route::{Route, parse_authority};

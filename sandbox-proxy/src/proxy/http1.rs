@@ -2,29 +2,29 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::ResponseBody;
-use super::interim::{Interim, Interleaved};
-use super::io::{Dialled, write_through};
+use super::http2::Reply;
+use super::http2::client::UnderWay;
+use super::incoming::Incoming;
+use super::interim::{Between, Interim, Interleaved};
+use super::io::{Dialled, Heard};
 use super::limits;
 use super::place::Place;
-use super::pool::UnderWay;
 use super::route::Route;
+use super::websocket::Upgrade;
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::Messages;
@@ -44,8 +44,8 @@ pub(crate) enum After {
 
 /// A WebSocket after its handshake.
 pub(crate) struct Switched {
-    pub(crate) client: OnUpgrade,
-    pub(crate) upstream: OnUpgrade,
+    pub(crate) client: Upgrade,
+    pub(crate) upstream: Upgrade,
     pub(crate) scrubber: Option<Messages>,
     pub(crate) record: Arc<Record>,
     /// What allowed it, and what it asked for.
@@ -67,7 +67,15 @@ impl AfterSlot {
     /// Of a stream in a tunnel.
     pub(crate) fn inside() -> Self {
         Self {
-            interim: Some(Interim::default()),
+            interim: Some(Interim::Http1(Between::default())),
+            ..Self::default()
+        }
+    }
+
+    /// Of a stream of HTTP/2, which is one request's.
+    pub(crate) fn of_stream(reply: Reply) -> Self {
+        Self {
+            interim: Some(Interim::Http2(reply)),
             ..Self::default()
         }
     }
@@ -89,16 +97,17 @@ where
     F: Fn(Request<Incoming>) -> R + Send,
     R: Future<Output = Response<ResponseBody>> + Send,
 {
-    let stream = Interleaved::new(stream, slot.interim.clone().unwrap_or_default());
-    let service = service_fn(move |request| {
-        let response = answer(request);
+    let between = match &slot.interim {
+        Some(Interim::Http1(between)) => between.clone(),
+        _ => Between::default(),
+    };
+    let stream = Interleaved::new(stream, between);
+    let service = service_fn(move |request: Request<_>| {
+        let response = answer(request.map(Incoming::Http1));
         async move { Ok::<_, Infallible>(response.await) }
     });
     let heard = Arc::<AtomicBool>::default();
-    let stream = HeadStream {
-        stream,
-        heard: Arc::clone(&heard),
-    };
+    let stream = Heard::new(stream, Arc::clone(&heard));
     let mut http = http1::Builder::new();
     http.timer(HeadTimer(Arc::clone(&heard)))
         .header_read_timeout(holds("slow-head-timeout").then_some(limits::HEAD_TIME));
@@ -119,36 +128,7 @@ where
 }
 
 /// A client's stream as hyper has it.
-pub(crate) type Served<S> = HeadStream<Interleaved<S>>;
-
-/// A stream that tells whether anything has come on it since it was last waited for a head.
-pub(crate) struct HeadStream<S> {
-    stream: S,
-    heard: Arc<AtomicBool>,
-}
-
-impl<S> Served<S> {
-    pub(crate) fn into_inner(self) -> S {
-        self.stream.into_inner()
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for HeadStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.heard.store(true, Relaxed);
-        }
-        read
-    }
-}
-
-write_through!([S: AsyncWrite + Unpin] HeadStream<S>);
+pub(crate) type Served<S> = Heard<Interleaved<S>>;
 
 /// Notes when it begins to be waited for a head: hyper starts the time for it then, and tells in no other way whether any
 /// of it came. (What came before, behind an earlier request, is not told apart from that: it opens nothing.)

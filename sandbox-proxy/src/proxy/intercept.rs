@@ -1,28 +1,19 @@
 //! Tunnels that are read: TLS is ended here with a certificate of the sandbox's authority, and each request
 //! goes through [`exchange`].
 
-use std::pin::pin;
 use std::sync::Arc;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::bulk::{Ahead, Whole};
 use super::http1::{self, After, AfterSlot};
-use super::io::{Client, Dialled, Prefixed, ScopedExecutor};
-use super::place::Busy;
+use super::io::{Client, Dialled, Prefixed};
 use super::refusal::Refusal;
 use super::route::Route;
-use super::unless::unless;
 use super::upstream::Offer;
-use super::{Inner, exchange, front, limits, tunnel};
+use super::{Inner, exchange, front, http2, limits, tunnel};
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::tls::hello::{self, Start};
@@ -52,7 +43,7 @@ pub(crate) async fn serve(
         None if route.admission.inspect => true,
         None => match inner.connect(&route, upstream, Offer::Any).await {
             Ok(sender) => {
-                let h2 = matches!(sender, super::pool::Sender::H2(_));
+                let h2 = matches!(sender, super::pool::Sender::H2(..));
                 route.connections.lane(None).put(sender);
                 h2
             }
@@ -141,67 +132,16 @@ async fn serve_h2<S>(inner: Arc<Inner>, route: Arc<Route>, stream: S, tunnel: Ar
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
-    let executor = ScopedExecutor::default();
-    // Requests under way end with their connection, also when this future is dropped.
-    let _scope = executor.guard();
-    let websockets = executor.clone();
-    let busy = Busy::default();
-    let idle = busy.clone().none_for(limits::HEAD_TIME);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        tunnel.silence();
-        request.extensions_mut().insert(busy.begin());
-        let (inner, route, websockets) = (Arc::clone(&inner), Arc::clone(&route), websockets.clone());
-        // On the heap, since it is moved several times until it is a task.
-        Box::pin(async move {
-            let slot = AfterSlot::default();
-            let response = exchange::answer(&inner, &route, request, &slot).await;
-            if let Some(After::WebSocket(switched)) = slot.take() {
-                websockets.execute(async move { tunnel::serve_websocket(&inner, *switched).await });
-            }
-            Ok::<_, std::convert::Infallible>(response)
+    let served = {
+        let inner = Arc::clone(&inner);
+        http2::server::serve(Arc::clone(&inner), stream, move |request, slot| {
+            tunnel.silence();
+            let (inner, route) = (Arc::clone(&inner), Arc::clone(&route));
+            async move { exchange::answer(&inner, &route, request, &slot).await }
         })
-    });
-    let connection = http2::Builder::new(executor)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(holds("h2-streams").then_some(limits::H2_STREAMS))
-        .max_header_list_size(if holds("h2-head-bytes") {
-            limits::HEAD_BYTES_H2
-        } else {
-            u32::MAX
-        })
-        .initial_stream_window_size(limits::bound_h2(
-            limits::H2_CLIENT_WINDOW,
-            holds("h2-client-window"),
-        ))
-        .initial_connection_window_size(limits::bound_h2(
-            limits::H2_CLIENT_CONNECTION_WINDOW,
-            holds("h2-client-connection-window"),
-        ))
-        .max_send_buf_size(if holds("h2-client-send-buffer") {
-            limits::H2_SEND_BUFFER
-        } else {
-            i32::MAX as usize
-        })
-        .enable_connect_protocol()
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let idle = async {
-        idle.await;
-        if !holds("h2-idle") {
-            std::future::pending().await
-        }
     };
-    let served = match unless(connection.as_mut(), idle).await {
-        Some(served) => served,
-        // A head that never ends is none.
-        None => {
-            connection.as_mut().graceful_shutdown();
-            timeout(limits::GOODBYE_TIME, connection).await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "HTTP/2 with the client ended");
+    if let Err(fault) = served.await {
+        tracing::debug!(%fault, "HTTP/2 with the client ended");
     }
 }
 

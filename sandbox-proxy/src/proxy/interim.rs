@@ -1,8 +1,9 @@
-//! Interim answers (1xx, RFC 9110 §15.2) on their way from an upstream to a client that both speak HTTP/1.1. hyper's
-//! server has no way to send any, so they go out between what it writes.
+//! Interim answers (1xx, RFC 9110 §15.2) on their way from an upstream to a client, in any pairing of versions.
 //!
-//! A stream is between messages when it is flushed while a request has no answer: hyper flushes when it has written all
-//! that it has. From the first byte that it writes next, the answer's head may be in it, and nothing more is put before.
+//! Over HTTP/2 they go out on their request's stream. hyper's server of HTTP/1.1 has no way to send any, so they go out
+//! between what it writes: a stream is between messages when it is flushed while a request has no answer, since hyper
+//! flushes when it has written all that it has. From the first byte that it writes next, the answer's head may be in it, and
+//! nothing more is put before.
 //!
 //! Only in tunnels, where all is of one host: some clients take the first 103 for the answer (RFC 8297 §3), and where one
 //! connection leads to several hosts, the answer itself would then be another's.
@@ -18,6 +19,7 @@ use http::header::{CONTENT_LENGTH, SET_COOKIE, TRAILER};
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::http2::Reply;
 use super::message;
 use crate::defence::holds;
 use crate::scrub::Secrets;
@@ -29,9 +31,18 @@ const WAITING_BYTES: usize = 4 << 10;
 /// not all clients know that they are none.
 const PASSED: [u16; 2] = [102, 103];
 
-/// What is between the requests of one connection and its stream.
+/// Where interim answers to a client go.
+#[derive(Clone)]
+pub(crate) enum Interim {
+    /// On a connection for one request after the other.
+    Http1(Between),
+    /// On the one request's stream.
+    Http2(Reply),
+}
+
+/// What is between the requests of one connection of HTTP/1.1 and its stream.
 #[derive(Clone, Default)]
-pub(crate) struct Interim(Arc<Shared>);
+pub(crate) struct Between(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -51,15 +62,19 @@ struct Waiting {
 }
 
 /// A request that has no answer yet.
-pub(crate) struct Unanswered {
-    interim: Interim,
-    request: u64,
+pub(crate) struct Unanswered(Way);
+
+/// The way back to the client of one request.
+#[derive(Clone)]
+enum Way {
+    /// On a connection, for the request of this number.
+    Http1(Between, u64),
+    Http2(Reply),
 }
 
 /// Takes what an upstream says before it answers one request.
 pub(crate) struct Hints {
-    interim: Interim,
-    request: u64,
+    way: Way,
     /// Whose secrets are blanked out.
     secrets: Option<Arc<Secrets>>,
     /// Whether a credential went along, whose session stays on the host.
@@ -69,7 +84,7 @@ pub(crate) struct Hints {
 /// A client's stream, on which interim answers go out.
 pub(crate) struct Interleaved<S> {
     stream: S,
-    interim: Interim,
+    between: Between,
     /// Whether all that was written before is flushed.
     is_between: bool,
     sending: Bytes,
@@ -78,13 +93,20 @@ pub(crate) struct Interleaved<S> {
 impl Interim {
     /// From now on, until it is dropped, a request is under way.
     pub(crate) fn begin(&self) -> Unanswered {
+        Unanswered(match self {
+            Self::Http1(between) => Way::Http1(between.clone(), between.begin()),
+            Self::Http2(reply) => Way::Http2(reply.clone()),
+        })
+    }
+}
+
+impl Between {
+    /// The number of the request that is under way from now on.
+    fn begin(&self) -> u64 {
         self.0.is_open.store(true, Relaxed);
         let mut waiting = self.lock();
         waiting.is_under_way = true;
-        Unanswered {
-            request: waiting.request,
-            interim: self.clone(),
-        }
+        waiting.request
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -128,8 +150,7 @@ impl Unanswered {
     /// `secrets` are blanked out of what comes.
     pub(crate) fn hints(&self, secrets: Option<Arc<Secrets>>, is_managed: bool) -> Hints {
         Hints {
-            interim: self.interim.clone(),
-            request: self.request,
+            way: self.0.clone(),
             secrets,
             is_managed,
         }
@@ -137,11 +158,14 @@ impl Unanswered {
 }
 
 impl Drop for Unanswered {
-    /// What comes for it later would be taken for an answer to the next, or stand amid a body.
+    /// What comes for it later would be taken for an answer to the next, or stand amid a body. (A stream of HTTP/2 takes
+    /// nothing after its answer.)
     fn drop(&mut self) {
-        let mut waiting = self.interim.lock();
-        waiting.request += 1;
-        waiting.is_under_way = false;
+        if let Way::Http1(between, _) = &self.0 {
+            let mut waiting = between.lock();
+            waiting.request += 1;
+            waiting.is_under_way = false;
+        }
     }
 }
 
@@ -171,22 +195,30 @@ impl Hints {
             secrets.patterns().scrub_headers(&mut headers);
         }
         message::clean_response(&mut headers);
-        let reason = status.canonical_reason().unwrap_or("");
-        let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
-        for (name, value) in &headers {
-            // Neither can hold a line end.
-            head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        match &self.way {
+            Way::Http1(between, request) => between.put(*request, &head(status, &headers)),
+            Way::Http2(reply) => reply.interim(status, headers),
         }
-        head.extend_from_slice(b"\r\n");
-        self.interim.put(self.request, &head);
     }
 }
 
+/// A head as HTTP/1.1 writes it.
+fn head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let reason = status.canonical_reason().unwrap_or("");
+    let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    for (name, value) in headers {
+        // Neither can hold a line end.
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
 impl<S> Interleaved<S> {
-    pub(crate) fn new(stream: S, interim: Interim) -> Self {
+    pub(crate) fn new(stream: S, between: Between) -> Self {
         Self {
             stream,
-            interim,
+            between,
             is_between: true,
             sending: Bytes::new(),
         }
@@ -213,7 +245,7 @@ impl<S: AsyncWrite + Unpin> Interleaved<S> {
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_sending(cx))?;
-            match self.interim.take(cx) {
+            match self.between.take(cx) {
                 Some(bytes) => self.sending = bytes,
                 None => return Poll::Ready(Ok(())),
             }
@@ -224,9 +256,9 @@ impl<S: AsyncWrite + Unpin> Interleaved<S> {
     fn poll_before(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_between = std::mem::replace(&mut self.is_between, !holds("interim-between"));
         if !is_between {
-            self.interim.discard();
+            self.between.discard();
         } else if self.sending.is_empty()
-            && let Some(bytes) = self.interim.take(cx)
+            && let Some(bytes) = self.between.take(cx)
         {
             self.sending = bytes;
         }
@@ -306,8 +338,9 @@ mod tests {
     #[tokio::test]
     async fn hint_goes_before_the_answer_and_none_after_it() {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let interim = Interim::default();
-        let mut stream = Interleaved::new(near, interim.clone());
+        let between = Between::default();
+        let interim = Interim::Http1(between.clone());
+        let mut stream = Interleaved::new(near, between);
         let request = interim.begin();
         hint(&request);
         let late = request.hints(None, false);
@@ -326,8 +359,9 @@ mod tests {
     #[tokio::test]
     async fn hint_never_stands_amid_what_is_being_written() {
         let (near, far) = tokio::io::duplex(4);
-        let interim = Interim::default();
-        let mut stream = Interleaved::new(near, interim.clone());
+        let between = Between::default();
+        let interim = Interim::Http1(between.clone());
+        let mut stream = Interleaved::new(near, between);
         let request = interim.begin();
         let reading = tokio::spawn(all(far));
         // The end of an answer before, in two writes without a flush between.
@@ -343,8 +377,9 @@ mod tests {
     #[tokio::test]
     async fn hint_to_the_next_request_never_stands_before_this_ones_answer() {
         let (near, far) = tokio::io::duplex(8);
-        let interim = Interim::default();
-        let mut stream = Interleaved::new(near, interim.clone());
+        let between = Between::default();
+        let interim = Interim::Http1(between.clone());
+        let mut stream = Interleaved::new(near, between);
         let request = interim.begin();
         hint(&request);
         drop(request);
@@ -370,8 +405,9 @@ mod tests {
     #[tokio::test]
     async fn hint_goes_out_while_the_answer_is_waited_for() {
         let (near, mut far) = tokio::io::duplex(8);
-        let interim = Interim::default();
-        let mut stream = Interleaved::new(near, interim.clone());
+        let between = Between::default();
+        let interim = Interim::Http1(between.clone());
+        let mut stream = Interleaved::new(near, between);
         let request = interim.begin();
         // As hyper does: whenever it is woken, it flushes.
         let flushing = tokio::spawn(async move {
@@ -391,11 +427,12 @@ mod tests {
 
     #[test]
     fn who_does_not_read_is_held_little_for() {
-        let interim = Interim::default();
+        let between = Between::default();
+        let interim = Interim::Http1(between.clone());
         let request = interim.begin();
         for _ in 0..1000 {
             hint(&request);
         }
-        assert!(interim.lock().bytes.len() <= WAITING_BYTES);
+        assert!(between.lock().bytes.len() <= WAITING_BYTES);
     }
 }

@@ -1,11 +1,10 @@
-//! Streams as the proxy holds them: watched for idleness, with bytes put back, and tasks that end with them.
+//! Streams as the proxy holds them: watched for idleness, with bytes put back, and what is given back with them.
 
-use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,11 +13,9 @@ use rustix::io::Errno;
 use sandbox_core::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::meter::{Half, Meter};
 use super::quota::Slot;
-use super::unless::unless;
 
 /// The guest's side of a tunnel: its stream, and what was read with the CONNECT before it.
 pub(crate) type Client = Prefixed<Watched>;
@@ -296,32 +293,42 @@ impl AsyncWrite for Dialled {
     }
 }
 
+/// A stream that tells whether anything has come on it.
+pub(crate) struct Heard<S> {
+    stream: S,
+    heard: Arc<AtomicBool>,
+}
+
+impl<S> Heard<S> {
+    /// Sets `heard` whenever something comes.
+    pub(crate) fn new(stream: S, heard: Arc<AtomicBool>) -> Self {
+        Self { stream, heard }
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.store(true, Relaxed);
+        }
+        read
+    }
+}
+
+write_through!([S: AsyncWrite + Unpin] Heard<S>);
+
 /// Whether a call failed because the process or the machine has no descriptor left, for which
 /// [`io::ErrorKind`] has no name.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
-}
-
-/// Spawns tasks that end when their scope does.
-#[derive(Clone, Default)]
-pub(crate) struct ScopedExecutor {
-    scope: CancellationToken,
-}
-
-impl ScopedExecutor {
-    /// Ends the tasks when dropped.
-    pub(crate) fn guard(&self) -> DropGuard {
-        self.scope.clone().drop_guard()
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for ScopedExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, task: F) {
-        let scope = self.scope.clone();
-        tokio::spawn(async move { unless(task, scope.cancelled()).await.map(drop) });
-    }
 }

@@ -23,7 +23,8 @@
 //! body that nobody takes, whose fields are counted when they come out (4 × [`HEAD_BYTES`] a message at the worst), and
 //! the rest of a WebSocket over HTTP/2 that has ended ([`H2_SEND_BUFFER`] each, [`H2_STREAMS`] to a connection).
 //!
-//! Interim answers that a client does not read are held for it, 8 KiB of them at most (see `interim`).
+//! Interim answers that a client does not read are held for it: 8 KiB of them at most on a connection of HTTP/1.1, and 4 KiB
+//! for a request over HTTP/2 (see `interim`, `http2::reply`).
 //!
 //! `together` in the tests takes all of it at once and measures.
 //!
@@ -97,6 +98,8 @@ pub(crate) const PROXY_TIME: Duration = Duration::from_secs(30);
 pub(crate) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// For that sign.
 pub(crate) const H2_PING_TIME: Duration = Duration::from_secs(20);
+/// From one such question on a connection to the next: what the strictest servers want.
+pub(crate) const H2_PING_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// For the credential's source.
 pub(crate) const CREDENTIAL_TIME: Duration = Duration::from_secs(60);
 /// For the head of a response, from when the request's body last moved. Models think for minutes before the first byte.
@@ -141,6 +144,11 @@ pub(crate) const fn places(count: usize, holds: bool) -> usize {
     } else {
         tokio::sync::Semaphore::MAX_PERMITS
     }
+}
+
+/// The bytes of a stream of HTTP/2 that may wait, or as good as any number where a test run has switched that off.
+pub(crate) const fn send_buffer_h2(holds: bool) -> usize {
+    if holds { H2_SEND_BUFFER } else { i32::MAX as usize }
 }
 
 /// A window of HTTP/2 or a bound of it, or the greatest that there can be where a test run has switched its defence off.

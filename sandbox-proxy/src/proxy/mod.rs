@@ -5,7 +5,7 @@
 //! * `gate`: the policy decides, and whoever it says is to be asked: `asking`.
 //! * `route`: what was decided, and all that is done by it.
 //! * `tunnel`: bytes of a tunnel that is not read go both ways, once its start was looked at.
-//! * `intercept`: TLS of a tunnel that is read ends here, and requests come out of it.
+//! * `intercept`: TLS of a tunnel that is read ends here, and requests come out of it, by `http1` or `http2`.
 //! * `exchange`: each request, from its check to its answer; a credential goes in here.
 //! * `message`: heads are checked and cleaned.
 //! * `meter`: what may be taken of a host, and in all.
@@ -14,7 +14,7 @@
 //! * `upstream`: else a new one: resolved, vetted, dialled, TLS, HTTP. `dial` takes the address that answers first;
 //!   `chain` goes through a proxy of the host's network.
 //! * `interim`: what upstream says before it answers.
-//! * `body`: bodies pass, counted and scrubbed.
+//! * `body`: bodies pass, counted and scrubbed; `incoming` is what comes of either version.
 //! * `refusal`: what is answered wherever one of these says no.
 //!
 //! Beside the way: `builder` makes the proxy, `live` changes its policy, `look_up` decides on names for the guest's DNS,
@@ -33,6 +33,8 @@ mod exchange;
 mod front;
 mod gate;
 mod http1;
+mod http2;
+mod incoming;
 mod intercept;
 mod interim;
 mod io;

@@ -3,25 +3,22 @@
 //! none is used for a second host because its certificate or address would do (RFC 9113 §9.1.1 allows it).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use sandbox_core::host::Host;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::RequestBody;
+use super::http2::client::{Http2, UnderWay};
 use super::limits;
 use crate::defence;
 use crate::services::bound::CredentialId;
 
 /// A waiting connection gets this long to finish its last exchange; else a new one is made.
 const READY_TIME: Duration = Duration::from_millis(20);
-/// How often it is looked whether settings have come.
-const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -71,28 +68,8 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) enum Sender {
     H1(http1::SendRequest<RequestBody>),
-    H2(Http2),
-}
-
-/// An HTTP/2 connection, shared by all requests to its target.
-#[derive(Debug, Clone)]
-pub(crate) struct Http2 {
-    pub(crate) requests: http2::SendRequest<RequestBody>,
-    settings: Arc<Settings>,
-    under_way: UnderWay,
-}
-
-/// Held as long as something is under way on an HTTP/2 connection: until then, closing it is not the pool's to do.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct UnderWay(Arc<()>);
-
-/// What upstream has said of an HTTP/2 connection.
-#[derive(Debug, Default)]
-pub(crate) struct Settings {
-    /// That it takes extended CONNECT (RFC 8441 §3).
-    pub(crate) takes_websockets: AtomicBool,
-    /// Wakes whoever drives the connection, to look.
-    pub(crate) asked: Notify,
+    /// Beside others' requests.
+    H2(Http2, UnderWay),
 }
 
 /// A connection that is busy with a response.
@@ -211,15 +188,18 @@ impl Lane {
     }
 
     /// The connection on which WebSockets can be opened beside other requests (RFC 8441), if there is one.
-    pub(crate) async fn for_websockets(&self) -> Option<Http2> {
-        let h2 = {
+    pub(crate) async fn for_websockets(&self) -> Option<Sender> {
+        let mut h2 = {
             let mut waiting = self.lock();
             waiting.drop_stale();
             let (h2, since) = waiting.h2.as_mut()?;
             *since = Instant::now();
             h2.clone()
         };
-        h2.takes_websockets(READY_TIME).await.then_some(h2)
+        let under_way = h2.begin();
+        h2.takes_websockets(READY_TIME)
+            .await
+            .then_some(Sender::H2(h2, under_way))
     }
 
     /// Takes a connection that is new or was used for requests of this lane. HTTP/2 is shared from now on, HTTP/1.1 waits
@@ -232,7 +212,7 @@ impl Lane {
         }
         waiting.credential = waiting.credential.or(self.credential);
         match sender {
-            Sender::H2(h2) => waiting.h2 = Some((h2, Instant::now())),
+            Sender::H2(h2, _) => waiting.h2 = Some((h2, Instant::now())),
             Sender::H1(h1) => {
                 if waiting.h1.len() >= limits::POOL_PER_TARGET {
                     waiting.drop_stale();
@@ -282,10 +262,10 @@ impl Waiting {
     /// The connection to send on, if there is one: each request asks, so others than that are not looked at.
     fn take(&mut self, now: Instant) -> Option<Sender> {
         self.h2
-            .take_if(|(h2, since)| h2.requests.is_closed() || !is_fresh(*since, now));
+            .take_if(|(h2, since)| h2.is_closed() || !is_fresh(*since, now));
         if let Some((h2, since)) = &mut self.h2 {
             *since = now;
-            return Some(Sender::H2(h2.clone()));
+            return Some(Sender::h2(h2));
         }
         // The last that came is the freshest.
         while let Some((h1, since)) = self.h1.pop() {
@@ -301,7 +281,7 @@ impl Waiting {
         self.h1
             .retain(|(h1, since)| !h1.is_closed() && is_fresh(*since, now));
         self.h2
-            .take_if(|(h2, since)| h2.requests.is_closed() || !is_fresh(*since, now));
+            .take_if(|(h2, since)| h2.is_closed() || !is_fresh(*since, now));
     }
 
     fn is_empty(&self) -> bool {
@@ -343,38 +323,10 @@ fn is_fresh(since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) < limits::POOL_IDLE_TIME
 }
 
-impl Http2 {
-    pub(crate) fn new(requests: http2::SendRequest<RequestBody>, settings: &Arc<Settings>) -> Self {
-        Self {
-            requests,
-            settings: Arc::clone(settings),
-            under_way: UnderWay::default(),
-        }
-    }
-
-    /// For a request, until its response has ended.
-    pub(crate) fn under_way(&self) -> UnderWay {
-        self.under_way.clone()
-    }
-
-    /// Whether something is under way on it, or about to be, besides its waiting here.
-    fn is_busy(&self) -> bool {
-        Arc::strong_count(&self.under_way.0) > 1
-    }
-
-    /// Whether upstream takes WebSockets on it. Its settings get this long to come.
-    pub(crate) async fn takes_websockets(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        loop {
-            if self.settings.takes_websockets.load(Relaxed) {
-                return true;
-            }
-            if Instant::now() > deadline || self.requests.is_closed() {
-                return false;
-            }
-            self.settings.asked.notify_one();
-            sleep(SETTINGS_PAUSE).await;
-        }
+impl Sender {
+    /// For a request on this connection.
+    pub(crate) fn h2(h2: &Http2) -> Self {
+        Self::H2(h2.clone(), h2.begin())
     }
 }
 
@@ -383,9 +335,9 @@ impl Checkin {
         Self::H1(lane.clone(), sender)
     }
 
-    pub(crate) fn h2(h2: &Http2) -> Self {
+    pub(crate) fn h2(under_way: UnderWay) -> Self {
         Self::H2 {
-            _under_way: h2.under_way(),
+            _under_way: under_way,
         }
     }
 
@@ -400,7 +352,7 @@ impl Checkin {
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::rt::TokioIo;
 
     use super::*;
 
@@ -413,11 +365,9 @@ mod tests {
 
     async fn connection_h2() -> (Http2, tokio::io::DuplexStream) {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let (sender, driven) = http2::handshake(TokioExecutor::new(), TokioIo::new(near))
-            .await
-            .unwrap();
+        let (h2, driven) = Http2::start(near).await.unwrap();
         tokio::spawn(driven);
-        (Http2::new(sender, &Arc::default()), far)
+        (h2, far)
     }
 
     fn key(host: &str, service: Option<&str>) -> Key {
@@ -520,8 +470,8 @@ mod tests {
         let pool = Pool::default();
         let (h2, _far_h2) = connection_h2().await;
         let busy = pool.connections(key("busy.test", None));
-        let response = Checkin::h2(&h2);
-        busy.lane(None).put(Sender::H2(h2));
+        let response = Checkin::h2(h2.begin());
+        busy.lane(None).put(Sender::h2(&h2));
         sleep(std::time::Duration::from_secs(1)).await;
         let (idle, _far) = connection().await;
         let other = pool.connections(key("other.test", None));
@@ -539,8 +489,8 @@ mod tests {
     async fn connection_is_let_go_of_in_time_though_something_is_under_way() {
         let (h2, _far) = connection_h2().await;
         let connections = Arc::<Connections>::default();
-        let _response = Checkin::h2(&h2);
-        connections.lane(None).put(Sender::H2(h2));
+        let _response = Checkin::h2(h2.begin());
+        connections.lane(None).put(Sender::h2(&h2));
         sleep(2 * limits::POOL_IDLE_TIME).await;
         let waiting = connections.lock();
         assert!(waiting.is_empty() && waiting.sweeper.is_none());

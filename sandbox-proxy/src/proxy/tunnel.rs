@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use sandbox_core::policy::RequestLine;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +21,7 @@ use super::io::{Client, Dialled, Prefixed, Watched};
 use super::limits;
 use super::refusal::Refusal;
 use super::route::Route;
+use super::websocket::Upgrade;
 use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::scrub::{Messages, NoFrame};
@@ -32,7 +33,10 @@ const TLS_PORT: u16 = 443;
 /// Takes a guest's stream back from the HTTP server, without its wrapping.
 pub(crate) fn client_stream(upgraded: Upgraded) -> Option<Client> {
     let parts = upgraded.downcast::<TokioIo<Served<Watched>>>().ok()?;
-    Some(Prefixed::new(parts.read_buf, parts.io.into_inner().into_inner()))
+    Some(Prefixed::new(
+        parts.read_buf,
+        parts.io.into_inner().into_inner().into_inner(),
+    ))
 }
 
 /// A stream's start, and the bytes it was told from.
@@ -164,17 +168,11 @@ pub(crate) async fn serve_websocket(inner: &Inner, switched: Switched) {
         .await;
 }
 
-async fn relay_websocket(
-    client: OnUpgrade,
-    upstream: OnUpgrade,
-    scrubber: Option<Messages>,
-    record: &Record,
-) {
-    let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else {
+async fn relay_websocket(client: Upgrade, upstream: Upgrade, scrubber: Option<Messages>, record: &Record) {
+    let (Some(mut client), Some(mut upstream)) = (client.stream().await, upstream.stream().await) else {
         record.outcome("the upgrade did not come about");
         return;
     };
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     let back = Direction {
         scrubber: scrubber.map(Box::new),
         ..Direction::default()

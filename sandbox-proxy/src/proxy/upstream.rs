@@ -1,15 +1,14 @@
 //! The way to upstream: resolve, vet, dial, TLS, HTTP.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rustls::AlertDescription;
 use sandbox_core::host::Host;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,9 +20,10 @@ use tokio_rustls::TlsConnector;
 use super::Inner;
 use super::bulk::{Ahead, Whole};
 use super::dial::race;
+use super::http2::client::Http2;
 use super::io::{Dialled, Holding, is_out_of_descriptors};
 use super::limits;
-use super::pool::{Http2, Sender, Settings};
+use super::pool::Sender;
 use super::quota::Slot;
 use super::refusal::Refusal;
 use super::route::Route;
@@ -251,58 +251,22 @@ impl Inner {
         Ok(Sender::H1(sender))
     }
 
-    /// Starts HTTP/2 on a stream. The task that asks on it ends when nobody can ask any more; another, of hyper's own,
-    /// drives the stream until what is under way on it has ended, too. The `place` goes with the stream.
+    /// Starts HTTP/2 on a stream. The task that drives it ends with this proxy, or when nobody can ask on it any more and
+    /// what is under way has ended. The `place` goes with the stream.
     async fn speak_h2<S>(&self, stream: S, place: OwnedSemaphorePermit) -> Result<Sender, Refusal>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let holds_place = defence::holds("h2-upstream-places");
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(defence::holds("upstream-ping").then_some(limits::H2_PING_INTERVAL))
-            .keep_alive_timeout(limits::H2_PING_TIME)
-            .initial_stream_window_size(limits::bound_h2(
-                limits::H2_UPSTREAM_WINDOW,
-                defence::holds("h2-upstream-window"),
-            ))
-            .initial_connection_window_size(limits::bound_h2(
-                limits::H2_UPSTREAM_CONNECTION_WINDOW,
-                defence::holds("h2-upstream-connection-window"),
-            ))
-            .max_send_buf_size(if defence::holds("h2-upstream-send-buffer") {
-                limits::H2_SEND_BUFFER
-            } else {
-                i32::MAX as usize
-            })
-            .max_header_list_size(limits::bound_h2(
-                limits::HEAD_BYTES_H2,
-                defence::holds("h2-response-head-bytes"),
-            ))
-            .handshake(TokioIo::new(Holding::new(stream, holds_place.then_some(place))))
-            .await
-            .map_err(|error| http_failed(&error))?;
+        let stream = Holding::new(stream, holds_place.then_some(place));
+        let (h2, driven) = Http2::start(stream).await.map_err(|fault| http_failed(&fault))?;
         let closed = self.closed.clone();
-        let settings = Arc::<Settings>::default();
-        let h2 = Http2::new(sender, &settings);
-        tokio::spawn(async move {
-            let (mut connection, mut asked) = (pin!(connection), pin!(settings.asked.notified()));
-            let driven = poll_fn(|cx| {
-                while asked.as_mut().poll(cx).is_ready() {
-                    asked.set(settings.asked.notified());
-                }
-                let ended = connection.as_mut().poll(cx);
-                let takes = connection.is_extended_connect_protocol_enabled();
-                settings.takes_websockets.store(takes, Relaxed);
-                ended
-            });
-            unless(driven, closed.cancelled()).await
-        });
-        Ok(Sender::H2(h2))
+        tokio::spawn(async move { unless(driven, closed.cancelled()).await });
+        Ok(Sender::h2(&h2))
     }
 }
 
-fn http_failed(error: &hyper::Error) -> Refusal {
+fn http_failed(error: &dyn std::fmt::Display) -> Refusal {
     Refusal::upstream(
         "http_protocol_error",
         format!("HTTP with upstream failed: {error}"),

@@ -6,19 +6,24 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
+use h2::ext::Protocol;
+use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use http_body::Body;
 use hyper::client::conn::http1;
-use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use sandbox_core::BoxStream;
 use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::http1::{After, AfterSlot, Switched};
+use super::http2::Duplex;
+use super::http2::client::{Http2, UnderWay};
+use super::incoming::Incoming;
 use super::place::{self, Place};
-use super::pool::{Checkin, Http2, Lane, Sender, UnderWay};
+use super::pool::{Checkin, Lane, Sender};
 use super::refusal::Refusal;
 use super::route::{Route, Scrubbing};
 use super::upstream::Offer;
@@ -47,12 +52,36 @@ pub(crate) struct Asked {
     client: OnUpgrade,
 }
 
+/// What a message's stream goes on as.
+pub(crate) enum Upgrade {
+    Http1(OnUpgrade),
+    Http2(Duplex),
+}
+
 /// What upstream answered.
 pub(crate) enum Opened {
-    /// It switched, maybe on a connection that it shares.
-    Switched(Response<Incoming>, Option<UnderWay>),
+    /// It switched.
+    Switched(Accepted),
     /// It did not: an ordinary response.
     Declined(Response<Incoming>, Option<Checkin>),
+}
+
+/// A WebSocket at upstream.
+pub(crate) struct Accepted {
+    pub(crate) response: Response<Incoming>,
+    upstream: Upgrade,
+    /// On a connection that it shares.
+    under_way: Option<UnderWay>,
+}
+
+impl Upgrade {
+    /// The stream, unless its other end went away before.
+    pub(crate) async fn stream(self) -> Option<BoxStream> {
+        Some(match self {
+            Self::Http1(upgrade) => Box::new(TokioIo::new(upgrade.await.ok()?)),
+            Self::Http2(stream) => Box::new(stream),
+        })
+    }
 }
 
 impl Asked {
@@ -87,7 +116,7 @@ impl Asked {
         request: Request<RequestBody>,
     ) -> Result<Opened, Refusal> {
         match self.connect(inner, route, lane).await? {
-            Sender::H2(h2) => self.send_h2(route, request, h2).await,
+            Sender::H2(h2, under_way) => self.send_h2(route, request, h2, under_way).await,
             Sender::H1(h1) => self.send_h1(route, lane, request, h1).await,
         }
     }
@@ -97,13 +126,12 @@ impl Asked {
         self,
         inner: &Inner,
         route: &Arc<Route>,
-        mut response: Response<Incoming>,
+        accepted: Accepted,
         after: &AfterSlot,
         record: &Arc<Record>,
-        held: (Place, Option<UnderWay>),
+        place: Place,
     ) -> Response<ResponseBody> {
-        let upstream = hyper::upgrade::on(&mut response);
-        let (mut parts, _) = response.into_parts();
+        let (mut parts, _) = accepted.response.into_parts();
         if holds("reason-phrase-of-switch") {
             parts.extensions.clear();
         }
@@ -117,9 +145,11 @@ impl Asked {
         message::clean_response(&mut parts.headers);
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
         place::let_go_of_buffer(&mut parts.headers);
-        held.0.on_head(&mut parts.headers);
+        place.on_head(&mut parts.headers);
         if self.extended {
             parts.status = StatusCode::OK;
+            // What follows is no content (RFC 9110 §9.3.6).
+            parts.headers.remove(CONTENT_LENGTH);
         } else {
             parts.status = StatusCode::SWITCHING_PROTOCOLS;
             message::set_websocket(&mut parts.headers);
@@ -128,13 +158,14 @@ impl Asked {
             }
         }
         after.set(After::WebSocket(Box::new(Switched {
-            client: self.client,
-            upstream,
+            // Over HTTP/2 it is the stream that the answer goes out on.
+            client: Upgrade::Http1(self.client),
+            upstream: accepted.upstream,
             scrubber,
             record: Arc::clone(record),
             route: Arc::clone(route),
             path: self.path,
-            held,
+            held: (place, accepted.under_way),
         })));
         Response::from_parts(parts, ResponseBody::empty())
     }
@@ -143,19 +174,19 @@ impl Asked {
     /// of HTTP/1.1, else a new one of HTTP/2, for servers that speak nothing else.
     async fn connect(&self, inner: &Inner, route: &Route, lane: &Lane) -> Result<Sender, Refusal> {
         if let Some(h2) = lane.for_websockets().await {
-            return Ok(Sender::H2(h2));
+            return Ok(h2);
         }
         match inner.connect(route, None, Offer::Http1).await {
             Err(refusal) if refusal.is_no_common_protocol() => {}
             result => return result,
         }
-        let h2 = match inner.connect(route, None, Offer::Any).await? {
-            Sender::H2(h2) => h2,
+        let (mut h2, under_way) = match inner.connect(route, None, Offer::Any).await? {
+            Sender::H2(h2, under_way) => (h2, under_way),
             h1 => return Ok(h1),
         };
-        lane.put(Sender::H2(h2.clone()));
+        lane.put(Sender::h2(&h2));
         if h2.takes_websockets(SETTINGS_TIME).await {
-            return Ok(Sender::H2(h2));
+            return Ok(Sender::H2(h2, under_way));
         }
         Err(Refusal::upstream(
             "http_protocol_error",
@@ -182,12 +213,13 @@ impl Asked {
             parts.headers.insert(SEC_WEBSOCKET_KEY, key);
         }
         let sent = h1.send_request(Request::from_parts(parts, body));
-        let response = answered(sent).await?;
+        let mut response = answered(sent).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             if self.extended && response.status().is_success() {
                 // To the client this would be a WebSocket.
                 return Err(not_opened());
             }
+            let response = response.map(Incoming::Http1);
             return Ok(Opened::Declined(response, Some(Checkin::h1(lane, h1))));
         }
         // Who switches to something else would have a stream that nobody reads as what it is.
@@ -197,7 +229,11 @@ impl Asked {
         if !is_websocket && holds("websocket-accept") {
             return Err(not_opened());
         }
-        Ok(Opened::Switched(response, None))
+        Ok(Opened::Switched(Accepted {
+            upstream: Upgrade::Http1(hyper::upgrade::on(&mut response)),
+            response: response.map(Incoming::Http1),
+            under_way: None,
+        }))
     }
 
     async fn send_h2(
@@ -205,33 +241,33 @@ impl Asked {
         route: &Route,
         request: Request<RequestBody>,
         mut h2: Http2,
+        under_way: UnderWay,
     ) -> Result<Opened, Refusal> {
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, _) = request.into_parts();
         message::target_h2(&mut parts, route);
-        parts.method = Method::CONNECT;
-        parts.extensions.insert(Protocol::from_static(WEBSOCKET));
-        let sent = h2.requests.send_request(Request::from_parts(parts, body));
-        let response = answered(sent).await?;
-        match response.status() {
-            StatusCode::OK => Ok(Opened::Switched(response, Some(h2.under_way()))),
-            other if other.is_success() => Err(not_opened()),
-            _ => Ok(Opened::Declined(response, Some(Checkin::h2(&h2)))),
+        let (response, stream) = answered(h2.open(Request::from_parts(parts, ()))).await?;
+        match stream {
+            Some(stream) => Ok(Opened::Switched(Accepted {
+                response,
+                upstream: Upgrade::Http2(stream),
+                under_way: Some(under_way),
+            })),
+            None if response.status().is_success() => Err(not_opened()),
+            None => Ok(Opened::Declined(response, Some(Checkin::h2(under_way)))),
         }
     }
 }
 
 /// Refuses a request for a WebSocket that has a body: what comes after the answer is frames, and nothing else.
 pub(crate) fn check_body(body: &Incoming) -> Result<(), Refusal> {
-    if hyper::body::Body::is_end_stream(body) || !holds("websocket-body") {
+    if body.is_end_stream() || !holds("websocket-body") {
         Ok(())
     } else {
         Err(Refusal::bad_request("a request for a WebSocket has no body"))
     }
 }
 
-async fn answered(
-    sent: impl Future<Output = hyper::Result<Response<Incoming>>>,
-) -> Result<Response<Incoming>, Refusal> {
+async fn answered<T, E: std::fmt::Display>(sent: impl Future<Output = Result<T, E>>) -> Result<T, Refusal> {
     let time = limits::at_most(limits::RESPONSE_TIME, holds("websocket-answer-time"));
     match timeout(time, sent).await {
         Ok(Ok(response)) => Ok(response),

@@ -1,0 +1,246 @@
+//! HTTP/2 towards upstream.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use h2::{Ping, PingPong, Reason, SendStream};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::outgoing::Outgoing;
+use super::{Duplex, Fault, Stream};
+use crate::defence::holds;
+use crate::proxy::body::RequestBody;
+use crate::proxy::incoming::Incoming;
+use crate::proxy::interim::Hints;
+use crate::proxy::io::Heard;
+use crate::proxy::limits;
+use crate::proxy::unless::unless;
+
+/// How often it is looked whether settings have come.
+const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
+
+/// A connection for requests to one target, shared by all of them. Without any of these it ends when the last of its
+/// requests has.
+#[derive(Debug, Clone)]
+pub(crate) struct Http2 {
+    requests: SendRequest<Bytes>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// Held as long as something is under way on a connection: until then, closing it is not the pool's to do.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<AtomicUsize>);
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) fault: Fault,
+    /// The request, if nothing of it was sent.
+    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
+}
+
+impl Http2 {
+    /// Starts on a stream. What is given back drives it, until it has ended or gives no sign of life.
+    pub(crate) async fn start<S>(stream: S) -> Result<(Self, impl Future<Output = ()>), Fault>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let heard = Arc::<AtomicBool>::default();
+        let stream = Heard::new(stream, Arc::clone(&heard));
+        let (requests, mut connection) = builder().handshake(stream).await?;
+        let this = Self {
+            requests,
+            under_way: Arc::default(),
+        };
+        let silent = silence(connection.ping_pong(), heard, Arc::clone(&this.under_way));
+        let driven = async move {
+            if let Some(Err(error)) = unless(connection, silent).await {
+                tracing::debug!(error = %Fault::from(error), "HTTP/2 with upstream ended");
+            }
+        };
+        Ok((this, driven))
+    }
+
+    /// Whether it takes no more requests.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        let ready = self.requests.poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
+    }
+
+    /// From now on, until that is dropped, something is under way.
+    pub(crate) fn begin(&self) -> UnderWay {
+        self.under_way.fetch_add(1, Relaxed);
+        UnderWay(Arc::clone(&self.under_way))
+    }
+
+    /// Whether something is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.under_way.load(Relaxed) > 0
+    }
+
+    /// Whether upstream takes WebSockets on it. Its settings get this long to come.
+    pub(crate) async fn takes_websockets(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.requests.is_extended_connect_protocol_enabled() {
+                return true;
+            }
+            if Instant::now() > deadline || self.is_closed() {
+                return false;
+            }
+            sleep(SETTINGS_PAUSE).await;
+        }
+    }
+
+    /// Sends a request and waits for its answer; what is said before that goes to `hints`. Dropped before the answer, the
+    /// request is cancelled.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        hints: Option<Hints>,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        if let Err(error) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
+            return Err(Unanswered {
+                fault: error.into(),
+                unsent: Some(Box::new(request)),
+            });
+        }
+        let (mut parts, body) = request.into_parts();
+        let ends = body.is_end_stream();
+        if let Some(length) = body.size_hint().exact()
+            && (length > 0 || has_content(&parts.method))
+        {
+            let length = || HeaderValue::from(length);
+            parts.headers.entry(CONTENT_LENGTH).or_insert_with(length);
+        }
+        let sent = self.requests.send_request(Request::from_parts(parts, ()), ends);
+        let (mut response, stream) = sent.map_err(Fault::from)?;
+        let mut outgoing = (!ends).then(|| Outgoing::new(body, stream, Reason::CANCEL));
+        let answered = poll_fn(|cx| {
+            if let Some(body) = &mut outgoing
+                && Pin::new(body).poll(cx).is_ready()
+            {
+                outgoing = None;
+            }
+            poll_answer(&mut response, hints.as_ref(), cx)
+        });
+        let response = answered.await?;
+        if let Some(rest) = outgoing {
+            // Upstream may answer before it has all of it.
+            tokio::spawn(rest);
+        }
+        Ok(response.map(Incoming::Http2))
+    }
+
+    /// Asks for a WebSocket (RFC 8441 §4).
+    pub(crate) async fn open(
+        &mut self,
+        mut request: Request<()>,
+    ) -> Result<(Response<Incoming>, Option<Duplex>), Fault> {
+        *request.method_mut() = Method::CONNECT;
+        request
+            .extensions_mut()
+            .insert(Protocol::from_static("websocket"));
+        poll_fn(|cx| self.requests.poll_ready(cx)).await?;
+        let (response, outgoing): (_, SendStream<Bytes>) = self.requests.send_request(request, false)?;
+        let (parts, incoming) = response.await?.into_parts();
+        if parts.status == StatusCode::OK {
+            let stream = Duplex::new(incoming, outgoing);
+            return Ok((Response::from_parts(parts, Incoming::Nothing), Some(stream)));
+        }
+        let body = Incoming::Http2(Stream::new(incoming, &parts.headers));
+        Ok((Response::from_parts(parts, body), None))
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(limits::bound_h2(
+            limits::H2_UPSTREAM_WINDOW,
+            holds("h2-upstream-window"),
+        ))
+        .initial_connection_window_size(limits::bound_h2(
+            limits::H2_UPSTREAM_CONNECTION_WINDOW,
+            holds("h2-upstream-connection-window"),
+        ))
+        .max_send_buffer_size(limits::send_buffer_h2(holds("h2-upstream-send-buffer")))
+        .max_header_list_size(limits::bound_h2(
+            limits::HEAD_BYTES_H2,
+            holds("h2-response-head-bytes"),
+        ));
+    builder
+}
+
+/// Hands on what comes before the answer, and gives the answer.
+fn poll_answer(
+    response: &mut ResponseFuture,
+    hints: Option<&Hints>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<Stream>, Fault>> {
+    while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+        let interim = interim?;
+        if let Some(hints) = hints {
+            hints.pass(interim.status(), interim.headers());
+        }
+    }
+    let answer = std::task::ready!(Pin::new(response).poll(cx))?;
+    let (parts, incoming) = answer.into_parts();
+    let body = Stream::new(incoming, &parts.headers);
+    Poll::Ready(Ok(Response::from_parts(parts, body)))
+}
+
+/// Whether an empty body is told of: for others, that is what is expected (RFC 9110 §8.6).
+fn has_content(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+/// Ends when the other end gives no sign of life though something is under way.
+///
+/// It is asked for one rarely: servers exist that end connections on which they are asked oftener than every five minutes
+/// while they think (gRPC's; its proposal A8 tells of it).
+async fn silence(pings: Option<PingPong>, heard: Arc<AtomicBool>, under_way: Arc<AtomicUsize>) {
+    let Some(mut pings) = pings.filter(|_| holds("upstream-ping")) else {
+        return std::future::pending().await;
+    };
+    let mut asked: Option<Instant> = None;
+    loop {
+        sleep(limits::H2_PING_INTERVAL).await;
+        let was_heard = heard.swap(false, Relaxed);
+        let is_early = asked.is_some_and(|asked| asked.elapsed() < limits::H2_PING_PAUSE);
+        if was_heard || is_early || under_way.load(Relaxed) == 0 {
+            continue;
+        }
+        asked = Some(Instant::now());
+        match timeout(limits::H2_PING_TIME, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection has ended, which is told elsewhere.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+impl From<Fault> for Unanswered {
+    fn from(fault: Fault) -> Self {
+        Self { fault, unsent: None }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

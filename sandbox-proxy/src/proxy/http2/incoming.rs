@@ -1,0 +1,95 @@
+//! A body as it comes in over HTTP/2.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body, Frame, SizeHint};
+
+use super::{Fault, Reply};
+use crate::defence::holds;
+
+/// The body of one request or response. What is taken out of it makes room for more.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    stream: RecvStream,
+    /// What is still to come, if the head says so; `h2` holds the other end to it.
+    length: Option<u64>,
+    has_trailers_next: bool,
+    /// Of a client that waits to be told that its body is wanted.
+    asks_first: Option<Reply>,
+}
+
+impl Stream {
+    /// The body behind this head.
+    pub(super) fn new(stream: RecvStream, head: &HeaderMap) -> Self {
+        let length = head.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        Self {
+            length: length.and_then(|length| length.parse().ok()),
+            stream,
+            has_trailers_next: false,
+            asks_first: None,
+        }
+    }
+
+    /// The same, which tells the client that it is wanted when it is first asked for.
+    pub(super) fn asking_first(self, reply: Reply) -> Self {
+        Self {
+            asks_first: Some(reply),
+            ..self
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        let data = ready!(self.stream.poll_data(cx));
+        if let Some(Ok(data)) = &data {
+            // Fails where the stream is gone, which the next call tells.
+            let _ = self.stream.flow_control().release_capacity(data.len());
+            self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
+        }
+        Poll::Ready(data)
+    }
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = self.get_mut();
+        if let Some(reply) = this.asks_first.take() {
+            reply.go_on();
+        }
+        let came = if this.has_trailers_next {
+            ready!(this.stream.poll_trailers(cx)).map(|trailers| trailers.map(Frame::trailers))
+        } else {
+            match ready!(this.poll_data(cx)) {
+                Some(data) => data.map(|data| Some(Frame::data(data))),
+                None => {
+                    this.has_trailers_next = true;
+                    return Pin::new(this).poll_frame(cx);
+                }
+            }
+        };
+        Poll::Ready(match came.map_err(Fault::from) {
+            // That is no end: the end of a stream is said.
+            Err(fault) if fault.is_no_error() && !holds("reset-is-no-end") => None,
+            came => came.transpose(),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.length {
+            Some(length) => SizeHint::with_exact(length),
+            None if self.is_end_stream() => SizeHint::with_exact(0),
+            None => SizeHint::default(),
+        }
+    }
+}

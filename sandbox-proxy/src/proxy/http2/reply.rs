@@ -1,0 +1,96 @@
+//! Where the answers to one request over HTTP/2 go: first interim ones, then the one that counts.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Response, StatusCode};
+
+use super::Fault;
+use crate::defence::holds;
+use crate::proxy::place;
+
+/// What interim answers to one request may take that nobody has read, in bytes; further ones are left out, as hints may be
+/// (RFC 8297 §2). Nothing tells when they have left, so all of them count.
+const INTERIM_BYTES: usize = 4 << 10;
+/// What a head takes beside its fields, and each field beside its text (RFC 9113 §6.5.2).
+const OVERHEAD_BYTES: usize = 32;
+
+/// Whoever answers the request, and whoever hears what upstream says before, has one of these.
+#[derive(Clone)]
+pub(crate) struct Reply(Arc<Mutex<Open>>);
+
+struct Open {
+    /// Until it is answered, or nobody waits for that any more.
+    stream: Option<SendResponse<Bytes>>,
+    /// Of what may be said before.
+    room: usize,
+}
+
+impl Reply {
+    pub(super) fn new(stream: SendResponse<Bytes>) -> Self {
+        Self(Arc::new(Mutex::new(Open {
+            stream: Some(stream),
+            room: INTERIM_BYTES,
+        })))
+    }
+
+    /// Tells the client to go on with its body (RFC 9110 §10.1.1).
+    pub(super) fn go_on(&self) {
+        self.interim(StatusCode::CONTINUE, HeaderMap::new());
+    }
+
+    /// Passes an interim answer on, unless the answer was there before.
+    pub(crate) fn interim(&self, status: StatusCode, mut headers: HeaderMap) {
+        let fields = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD_BYTES);
+        let size = OVERHEAD_BYTES + fields.sum::<usize>();
+        let mut open = self.lock();
+        let left = open.room.checked_sub(size);
+        let Open {
+            stream: Some(stream),
+            room,
+        } = &mut *open
+        else {
+            return;
+        };
+        match left {
+            Some(left) => *room = left,
+            None if holds("h2-interim-bytes") => return,
+            None => {}
+        }
+        place::let_go_of_buffer(&mut headers);
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        *head.headers_mut() = headers;
+        if let Err(error) = stream.send_informational(head) {
+            tracing::debug!(error = %Fault::from(error), "an interim answer was left out");
+        }
+    }
+
+    /// The stream, for the answer; nothing is said before it from now on.
+    pub(super) fn take(&self) -> Option<SendResponse<Bytes>> {
+        self.lock().stream.take()
+    }
+
+    /// Done when the client waits for no answer any more.
+    pub(super) fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.lock().stream {
+            Some(stream) => stream.poll_reset(cx).map(drop),
+            None => Poll::Ready(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
+}
