@@ -12,7 +12,7 @@ use sandbox_proxy::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::floods::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS, frame2};
+use crate::floods::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame2};
 use crate::streaming::{Client, empty, streamed};
 use crate::support::*;
 
@@ -123,9 +123,8 @@ async fn body_that_is_not_whole_never_ends_well() {
     }
 }
 
-/// A server of HTTP/2 that answers the first request with half a body, sends its last frame with these flags, and then
-/// resets the stream with `NO_ERROR`.
-async fn resetting(last_flags: u8) -> (Running, String) {
+/// A server of HTTP/2 that answers each request with the frames that are made for its stream.
+async fn answering2(answer: impl Fn(u32) -> Vec<u8> + Send + 'static) -> (Running, String) {
     let (ca_pem, config) = certificates(&["h2"]);
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
@@ -141,19 +140,58 @@ async fn resetting(last_flags: u8) -> (Running, String) {
                 let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
                 stream.read_exact(&mut payload).await.unwrap();
                 if kind == HEADERS {
-                    let id = u32::from_be_bytes(id);
-                    // `:status: 200` (RFC 7541, appendix A).
-                    let answer = [
-                        frame2(HEADERS, END_HEADERS, id, &[0x88]),
-                        frame2(DATA, last_flags, id, b"half"),
-                        frame2(RST_STREAM, 0, id, &[0; 4]),
-                    ];
-                    stream.write_all(&answer.concat()).await.unwrap();
+                    let answer = answer(u32::from_be_bytes(id));
+                    stream.write_all(&answer).await.unwrap();
                 }
             }
         }
     });
     (Running::with_key(&at, ca_pem).await, at)
+}
+
+/// A server of HTTP/2 that answers the first request with half a body, sends its last frame with these flags, and then
+/// resets the stream with `NO_ERROR`.
+async fn resetting(last_flags: u8) -> (Running, String) {
+    answering2(move |id| {
+        let answer = [
+            frame2(HEADERS, END_HEADERS, id, OK),
+            frame2(DATA, last_flags, id, b"half"),
+            frame2(RST_STREAM, 0, id, &[0; 4]),
+        ];
+        answer.concat()
+    })
+    .await
+}
+
+/// `:status: 200` (RFC 7541, appendix A).
+const OK: &[u8] = &[0x88];
+
+/// Upstream can say anything beside the code, also the key that came with the request.
+#[tokio::test]
+async fn of_a_connection_that_upstream_ends_nothing_but_the_code_is_told() {
+    for has_begun in [false, true] {
+        let (running, at) = answering2(move |id| {
+            let why = [&[0; 4], &11_u32.to_be_bytes()[..], SECRET.as_bytes()].concat();
+            let mut answer = Vec::new();
+            if has_begun {
+                answer.extend(frame2(HEADERS, END_HEADERS, id, OK));
+                answer.extend(frame2(DATA, 0, id, b"half"));
+            }
+            answer.extend(frame2(GOAWAY, 0, 0, &why));
+            answer
+        })
+        .await;
+        let request = format!("GET /x HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        let answer = running.raw_inside(&at, request).await;
+        let event = running
+            .events
+            .wait(|event| event.path.as_deref() == Some("/x"))
+            .await;
+        for told in [answer, format!("{event:?}")] {
+            assert!(!told.contains(SECRET), "{told}");
+        }
+        assert!(event.outcome.contains("excessive load"), "{event:?}");
+    }
 }
 
 #[tokio::test]

@@ -164,6 +164,21 @@ async fn authority_of_http2_must_be_the_tunnels() {
 }
 
 #[tokio::test]
+async fn refusal_of_a_head_request_has_no_content_over_http2() {
+    let upstream = Upstream::tls(&["h2"]).await;
+    let running = Running::managed(&upstream).await;
+    let mut client = running.h2(&upstream.at("api.test")).await;
+    for (method, is_told) in [(Method::HEAD, false), (Method::GET, true)] {
+        let request = Request::builder().method(method).uri("https://other.test/");
+        let request = request.body(Full::default()).unwrap();
+        let response = send2(&mut client, request).await;
+        assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST);
+        assert_ne!(response.headers()["content-length"], "0");
+        assert_eq!(!response.body().is_empty(), is_told);
+    }
+}
+
+#[tokio::test]
 async fn server_name_must_be_the_tunnels() {
     let upstream = Upstream::tls(&["http/1.1"]).await;
     let running = Running::managed(&upstream).await;

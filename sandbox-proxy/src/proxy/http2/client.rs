@@ -219,7 +219,8 @@ async fn silence(pings: Option<PingPong>, heard: Arc<AtomicBool>, under_way: Arc
     loop {
         sleep(limits::H2_PING_INTERVAL).await;
         let was_heard = heard.swap(false, Relaxed);
-        let is_early = asked.is_some_and(|asked| asked.elapsed() < limits::H2_PING_PAUSE);
+        let is_early = asked.is_some_and(|asked| asked.elapsed() < limits::H2_PING_PAUSE)
+            && holds("upstream-ping-pause");
         if was_heard || is_early || under_way.load(Relaxed) == 0 {
             continue;
         }
@@ -242,5 +243,55 @@ impl From<Fault> for Unanswered {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    /// The type of a frame, and the flag of one that is an answer (RFC 9113 §6.5, §6.7).
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+
+    /// Another end that says nothing but what it must, and counts how often it was asked for a sign of life.
+    async fn think(mut stream: DuplexStream, asked: Arc<AtomicUsize>) {
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        let mut head = [0; 9];
+        stream
+            .write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+            .await
+            .unwrap();
+        while stream.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+            if head[3] == PING {
+                asked.fetch_add(1, Relaxed);
+                stream.write_all(&[0, 0, 8, PING, ACK, 0, 0, 0, 0]).await.unwrap();
+                stream.write_all(&payload).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upstream_that_thinks_is_asked_rarely_for_a_sign_of_life_and_one_that_rests_never() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let asked = Arc::<AtomicUsize>::default();
+        tokio::spawn(think(far, Arc::clone(&asked)));
+        let (mut h2, driven) = Http2::start(near).await.unwrap();
+        tokio::spawn(driven);
+        sleep(limits::RESPONSE_TIME).await;
+        assert_eq!(asked.load(Relaxed), 0);
+        let under_way = h2.begin();
+        sleep(limits::RESPONSE_TIME).await;
+        let asked = asked.load(Relaxed);
+        let most = limits::RESPONSE_TIME.as_secs() / (5 * 60);
+        assert!(asked > 1 && asked as u64 <= most, "{asked}");
+        assert!(!h2.is_closed());
+        drop(under_way);
+        assert!(!h2.is_busy());
     }
 }

@@ -94,3 +94,43 @@ impl fmt::Debug for Reply {
         f.write_str("Reply")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::Request;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn client_that_does_not_read_is_held_little_for_and_hears_nothing_after_the_answer() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (requests, connection) = tokio::join!(h2::client::handshake(far), h2::server::handshake(near));
+        let ((mut requests, client), mut connection) = (requests.unwrap(), connection.unwrap());
+        tokio::spawn(client);
+        let request = Request::get("https://one.test/").body(()).unwrap();
+        let (mut response, _) = requests.send_request(request, true).unwrap();
+        let (_request, stream) = connection.accept().await.unwrap().unwrap();
+        let reply = Reply::new(stream);
+        let mut hint = HeaderMap::new();
+        hint.insert("link", "</a>".parse().unwrap());
+        for _ in 0..1000 {
+            reply.interim(StatusCode::PROCESSING, hint.clone());
+        }
+        let mut stream = reply.take().unwrap();
+        reply.interim(StatusCode::PROCESSING, HeaderMap::new());
+        stream.send_response(Response::new(()), true).unwrap();
+        tokio::spawn(async move { connection.accept().await.is_none() });
+        let mut count = 0;
+        while let Some(interim) = poll_fn(|cx| response.poll_informational(cx)).await {
+            assert_eq!(interim.unwrap().headers()["link"], "</a>");
+            count += 1;
+        }
+        assert!(
+            count > 1 && count * (2 * OVERHEAD_BYTES + 8) <= INTERIM_BYTES,
+            "{count}"
+        );
+        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+    }
+}
