@@ -37,6 +37,7 @@ pub(crate) struct RequestBody {
     asks_first: bool,
     /// Until upstream wants it.
     gate: Option<Gate>,
+    place: Place,
 }
 
 /// Keeps a body from being read until upstream wants it, or has said nothing for a while.
@@ -71,14 +72,25 @@ pub(crate) enum BodyError {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, record: Arc<Record>, service: Option<Arc<Bound>>) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        record: Arc<Record>,
+        service: Option<Arc<Bound>>,
+        place: Place,
+    ) -> Self {
         Self {
             source: Source::Client(incoming),
             record,
             service,
             asks_first: false,
             gate: None,
+            place,
         }
+    }
+
+    /// Where it counts among the sandbox's requests.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The same of a client that may ask first whether it is wanted.
@@ -290,6 +302,14 @@ impl ResponseBody {
     pub(crate) fn empty() -> Self {
         Self::Whole(None)
     }
+
+    /// Where it counts among the sandbox's requests; what the proxy says itself does not.
+    pub(crate) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Stream(stream) => Some(stream.place.clone()),
+        }
+    }
 }
 
 impl Streamed {
@@ -341,7 +361,7 @@ impl Streamed {
                 }
                 Poll::Pending => {
                     let rest = ready!(self.poll_pause(cx));
-                    return Poll::Ready(Some(Ok(Frame::data(self.place.on_data(rest)))));
+                    return Poll::Ready(Some(Ok(Frame::data(rest))));
                 }
             };
             self.pausing = false;
@@ -398,7 +418,7 @@ impl Streamed {
 
     fn next_ready(&mut self) -> Option<Frame<Bytes>> {
         let data = self.ready.iter_mut().find(|data| !data.is_empty());
-        data.map(|data| Frame::data(self.place.on_data(std::mem::take(data))))
+        data.map(|data| Frame::data(std::mem::take(data)))
             .or_else(|| self.trailers.take())
     }
 

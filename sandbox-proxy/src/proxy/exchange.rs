@@ -152,7 +152,8 @@ async fn exchange(
         message::make_scrubbable(&mut parts.headers, whole, route.compressed);
     }
     let is_managed = service.is_some();
-    let mut body = RequestBody::new(incoming, Arc::clone(record), service).asking_first(asks_first);
+    let mut body =
+        RequestBody::new(incoming, Arc::clone(record), service, place.clone()).asking_first(asks_first);
     if let Some(signing) = to_sign {
         let signed = signing.apply(&mut parts, body, &route.host_header, SystemTime::now());
         body = Box::pin(signed).await.map_err(unsigned)?;

@@ -327,6 +327,47 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
 
 write_through!([S: AsyncWrite + Unpin] Heard<S>);
 
+/// A stream that pauses after so many bytes were read in a row: what waits for them, with no window of its own, has its turn
+/// before there is more.
+pub(crate) struct Turns<S> {
+    stream: S,
+    most: usize,
+    read: usize,
+}
+
+impl<S> Turns<S> {
+    pub(crate) fn new(stream: S, most: usize) -> Self {
+        Self {
+            stream,
+            most,
+            read: 0,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Turns<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read >= self.most {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match read {
+            Poll::Ready(_) => self.read += buf.filled().len() - before,
+            Poll::Pending => self.read = 0,
+        }
+        read
+    }
+}
+
+write_through!([S: AsyncWrite + Unpin] Turns<S>);
+
 /// Whether a call failed because the process or the machine has no descriptor left, for which
 /// [`io::ErrorKind`] has no name.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {

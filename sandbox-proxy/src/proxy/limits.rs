@@ -23,7 +23,7 @@
 //! body that nobody takes, whose fields are counted when they come out (4 × [`HEAD_BYTES`] a message at the worst), and
 //! the rest of a WebSocket over HTTP/2 that has ended ([`H2_SEND_BUFFER`] each, [`H2_STREAMS`] to a connection).
 //!
-//! Interim answers that a client does not read are held for it: 8 KiB of them at most on a connection of HTTP/1.1, and 4 KiB
+//! Interim answers that a client does not read are held for it: 8 KiB of them at most on a connection of HTTP/1.1, and as much
 //! for a request over HTTP/2 (see `interim`, `http2::reply`).
 //!
 //! `together` in the tests takes all of it at once and measures.
@@ -66,6 +66,12 @@ pub(crate) const H2_CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 pub(crate) const H2_SEND_BUFFER: usize = 32 << 10;
 /// What one response may bring over HTTP/2 before the guest takes it: a download is not held up by round trips.
 pub(crate) const H2_UPSTREAM_WINDOW: u32 = 512 << 10;
+/// Requests on a connection to upstream before it has said how many it takes (RFC 9113 §6.5.2 wants no fewer of it).
+pub(crate) const H2_FIRST_STREAMS: usize = 100;
+/// Interim answers to one request: none is known that gives as many.
+pub(crate) const H2_INTERIM: usize = 256;
+/// What is read of a connection at a time before others have their turn: what has no window of its own waits for them.
+pub(crate) const H2_TURN_BYTES: usize = 128 << 10;
 /// The same for all responses of a connection: some that nobody reads leave room for others.
 pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes of one message's head: bounds memory per connection.

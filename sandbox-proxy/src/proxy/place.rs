@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
@@ -60,9 +61,24 @@ impl Place {
             return;
         }
         let_go_of_buffer(headers);
-        if !holds("h2-answers-hold-places") {
-            return;
+        if holds("h2-answers-hold-places") {
+            self.hold(headers);
         }
+    }
+
+    /// Makes the head of a request over HTTP/2 hold the place until it is gone: it may wait for its turn in its connection
+    /// when nobody waits for its answer any more.
+    pub(crate) fn on_request(&self, headers: &mut HeaderMap) {
+        if holds("h2-requests-hold-places") {
+            // To leave it out is to say the same (RFC 9110 §12.5.1).
+            if headers.is_empty() {
+                headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+            }
+            self.hold(headers);
+        }
+    }
+
+    fn hold(&self, headers: &mut HeaderMap) {
         if let Some(value) = headers.values_mut().next() {
             let data = Bytes::copy_from_slice(value.as_bytes());
             let holding = Bytes::from_owner(Holding {
@@ -153,6 +169,20 @@ mod tests {
             drop(data);
             assert_eq!(places.available_permits(), 1);
         }
+    }
+
+    #[test]
+    fn request_that_waits_for_its_turn_holds_its_place() {
+        let places = Arc::new(Semaphore::new(1));
+        let permit = Arc::clone(&places).try_acquire_owned().unwrap();
+        let place = Place::new(permit, None);
+        let mut head = HeaderMap::new();
+        place.on_request(&mut head);
+        drop(place);
+        assert_eq!(places.available_permits(), 0);
+        assert_eq!(head["accept"], "*/*");
+        drop(head);
+        assert_eq!(places.available_permits(), 1);
     }
 
     #[test]

@@ -243,9 +243,9 @@ impl Asked {
         mut h2: Http2,
         under_way: UnderWay,
     ) -> Result<Opened, Refusal> {
-        let (mut parts, _) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         message::target_h2(&mut parts, route);
-        let (response, stream) = answered(h2.open(Request::from_parts(parts, ()))).await?;
+        let (response, stream) = answered(h2.open(Request::from_parts(parts, body))).await?;
         match stream {
             Some(stream) => Ok(Opened::Switched(Accepted {
                 response,

@@ -288,6 +288,34 @@ async fn client_of_http2_that_asks_first_is_told_to_go_on_if_its_body_is_wanted(
     assert_eq!(response.await.unwrap().status(), StatusCode::EXPECTATION_FAILED);
 }
 
+#[tokio::test]
+async fn upstream_that_says_one_thing_after_the_other_and_never_answers_is_given_up() {
+    let (running, at, listener, acceptor) = raw_http2().await;
+    tokio::spawn(async move {
+        let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut connection = h2::server::handshake::<_>(stream).await.unwrap();
+        let (_request, mut reply) = connection.accept().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            // Until the proxy has had enough of it.
+            while reply
+                .send_informational(Response::builder().status(102).body(()).unwrap())
+                .is_ok()
+            {
+                tokio::task::yield_now().await;
+            }
+        });
+        connection.accept().await.is_none()
+    });
+    let request = format!("GET /x HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+    let answer = running.raw_inside(&at, request).await;
+    assert!(answer.contains("HTTP/1.1 502"), "{answer}");
+    let event = running
+        .events
+        .wait(|event| event.path.as_deref() == Some("/x"))
+        .await;
+    assert!(event.outcome.contains("too many interim answers"), "{event:?}");
+}
+
 /// Some clients take a hint for the answer, and the answer for that to their next request, which may be another host's.
 #[tokio::test]
 async fn client_on_a_connection_for_several_hosts_hears_the_answer_alone() {

@@ -43,5 +43,6 @@ mod support;
 mod together;
 mod token_proxy;
 mod tunnels;
+mod turns;
 mod upstream;
 mod websocket;

@@ -2,45 +2,63 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::ext::Protocol;
-use h2::{Ping, PingPong, Reason, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::incoming::Answered;
 use super::outgoing::Outgoing;
 use super::{Duplex, Fault, Stream};
 use crate::defence::holds;
 use crate::proxy::body::RequestBody;
 use crate::proxy::incoming::Incoming;
 use crate::proxy::interim::Hints;
-use crate::proxy::io::Heard;
+use crate::proxy::io::{Heard, Turns};
 use crate::proxy::limits;
 use crate::proxy::unless::unless;
 
 /// How often it is looked whether settings have come.
 const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
+/// How often requests that wait for others to end look whether upstream takes more meanwhile.
+const SLOT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A connection for requests to one target, shared by all of them. Without any of these it ends when the last of its
 /// requests has.
 #[derive(Debug, Clone)]
 pub(crate) struct Http2 {
     requests: SendRequest<Bytes>,
-    under_way: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// What is under way, or about to be.
+    under_way: AtomicUsize,
+    streams: AtomicUsize,
+    /// A stream has ended.
+    ended: Notify,
 }
 
 /// Held as long as something is under way on a connection: until then, closing it is not the pool's to do.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Arc<AtomicUsize>);
+pub(crate) struct UnderWay(Arc<Shared>);
+
+/// One of as many streams as upstream takes at a time. `h2` takes more than that, and what it keeps for later it sends,
+/// also when nobody wants it any more.
+#[derive(Debug)]
+pub(super) struct Slot(Arc<Shared>);
 
 /// A request that was not answered.
 #[derive(Debug)]
@@ -50,22 +68,30 @@ pub(crate) struct Unanswered {
     pub(crate) unsent: Option<Box<Request<RequestBody>>>,
 }
 
+/// The body of a request on its way, and what it holds.
+struct Upload {
+    body: Outgoing<RequestBody>,
+    _slot: Arc<Slot>,
+    _under_way: UnderWay,
+}
+
 impl Http2 {
-    /// Starts on a stream. What is given back drives it, until it has ended or gives no sign of life.
+    /// Starts on a stream. What is given back drives it, until it has ended, gives no sign of life, or is of no use any
+    /// more.
     pub(crate) async fn start<S>(stream: S) -> Result<(Self, impl Future<Output = ()>), Fault>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let heard = Arc::<AtomicBool>::default();
-        let stream = Heard::new(stream, Arc::clone(&heard));
+        let stream = Turns::new(Heard::new(stream, Arc::clone(&heard)), limits::H2_TURN_BYTES);
         let (requests, mut connection) = builder().handshake(stream).await?;
         let this = Self {
             requests,
-            under_way: Arc::default(),
+            shared: Arc::default(),
         };
-        let silent = silence(connection.ping_pong(), heard, Arc::clone(&this.under_way));
+        let useless = useless(connection.ping_pong(), heard, Arc::downgrade(&this.shared));
         let driven = async move {
-            if let Some(Err(error)) = unless(connection, silent).await {
+            if let Some(Err(error)) = unless(connection, useless).await {
                 tracing::debug!(error = %Fault::from(error), "HTTP/2 with upstream ended");
             }
         };
@@ -80,13 +106,13 @@ impl Http2 {
 
     /// From now on, until that is dropped, something is under way.
     pub(crate) fn begin(&self) -> UnderWay {
-        self.under_way.fetch_add(1, Relaxed);
-        UnderWay(Arc::clone(&self.under_way))
+        self.shared.under_way.fetch_add(1, Relaxed);
+        UnderWay(Arc::clone(&self.shared))
     }
 
     /// Whether something is under way.
     pub(crate) fn is_busy(&self) -> bool {
-        self.under_way.load(Relaxed) > 0
+        self.shared.under_way.load(Relaxed) > 0
     }
 
     /// Whether upstream takes WebSockets on it. Its settings get this long to come.
@@ -110,12 +136,15 @@ impl Http2 {
         request: Request<RequestBody>,
         hints: Option<Hints>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        if let Err(error) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
-            return Err(Unanswered {
-                fault: error.into(),
-                unsent: Some(Box::new(request)),
-            });
-        }
+        let slot = match self.slot().await {
+            Ok(slot) => slot,
+            Err(fault) => {
+                return Err(Unanswered {
+                    fault,
+                    unsent: Some(Box::new(request)),
+                });
+            }
+        };
         let (mut parts, body) = request.into_parts();
         let ends = body.is_end_stream();
         if let Some(length) = body.size_hint().exact()
@@ -124,43 +153,90 @@ impl Http2 {
             let length = || HeaderValue::from(length);
             parts.headers.entry(CONTENT_LENGTH).or_insert_with(length);
         }
+        let place = body.place().clone();
+        place.on_request(&mut parts.headers);
         let sent = self.requests.send_request(Request::from_parts(parts, ()), ends);
         let (mut response, stream) = sent.map_err(Fault::from)?;
-        let mut outgoing = (!ends).then(|| Outgoing::new(body, stream, Reason::CANCEL));
-        let answered = poll_fn(|cx| {
-            if let Some(body) = &mut outgoing
-                && Pin::new(body).poll(cx).is_ready()
-            {
-                outgoing = None;
-            }
-            poll_answer(&mut response, hints.as_ref(), cx)
+        let mut upload = (!ends).then(|| Upload {
+            body: Outgoing::new(body, stream, Some(place)),
+            _slot: Arc::clone(&slot),
+            _under_way: self.begin(),
         });
-        let response = answered.await?;
-        if let Some(rest) = outgoing {
-            // Upstream may answer before it has all of it.
-            tokio::spawn(rest);
-        }
-        Ok(response.map(Incoming::Http2))
+        let mut heads = 0;
+        let answered = poll_fn(|cx| {
+            if let Some(sending) = &mut upload
+                && let Poll::Ready(is_whole) = Pin::new(&mut sending.body).poll(cx)
+            {
+                upload = None;
+                if !is_whole {
+                    return Poll::Ready(Err(Fault::BrokenOff));
+                }
+            }
+            poll_answer(&mut response, hints.as_ref(), &mut heads, cx)
+        });
+        let (parts, incoming) = answered.await?.into_parts();
+        // Upstream may answer before it has all of it.
+        let upload = upload.map(|upload| tokio::spawn(upload.rest()).abort_handle());
+        let from = Answered { _slot: slot, upload };
+        let body = Stream::new(incoming, &parts.headers).answering(from);
+        Ok(Response::from_parts(parts, Incoming::Http2(body)))
     }
 
     /// Asks for a WebSocket (RFC 8441 §4).
     pub(crate) async fn open(
         &mut self,
-        mut request: Request<()>,
+        mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Option<Duplex>), Fault> {
+        let slot = self.slot().await?;
         *request.method_mut() = Method::CONNECT;
         request
             .extensions_mut()
             .insert(Protocol::from_static("websocket"));
-        poll_fn(|cx| self.requests.poll_ready(cx)).await?;
-        let (response, outgoing): (_, SendStream<Bytes>) = self.requests.send_request(request, false)?;
+        let (mut parts, body) = request.into_parts();
+        body.place().on_request(&mut parts.headers);
+        let sent = self.requests.send_request(Request::from_parts(parts, ()), false);
+        let (response, outgoing): (_, SendStream<Bytes>) = sent?;
         let (parts, incoming) = response.await?.into_parts();
         if parts.status == StatusCode::OK {
-            let stream = Duplex::new(incoming, outgoing);
+            let stream = Duplex::new(incoming, outgoing, Some(slot));
             return Ok((Response::from_parts(parts, Incoming::Nothing), Some(stream)));
         }
-        let body = Incoming::Http2(Stream::new(incoming, &parts.headers));
-        Ok((Response::from_parts(parts, body), None))
+        let from = Answered {
+            _slot: slot,
+            upload: None,
+        };
+        let body = Stream::new(incoming, &parts.headers).answering(from);
+        Ok((Response::from_parts(parts, Incoming::Http2(body)), None))
+    }
+
+    /// Waits for one of the streams that upstream takes at a time.
+    async fn slot(&mut self) -> Result<Arc<Slot>, Fault> {
+        loop {
+            if let Err(error) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
+                // Others wait who should hear of it.
+                self.shared.ended.notify_one();
+                return Err(error.into());
+            }
+            let most = self.requests.current_max_send_streams();
+            let one_more =
+                |count: usize| (count < most || !holds("h2-upstream-streams")).then_some(count + 1);
+            if self
+                .shared
+                .streams
+                .fetch_update(Relaxed, Relaxed, one_more)
+                .is_ok()
+            {
+                return Ok(Arc::new(Slot(Arc::clone(&self.shared))));
+            }
+            let _ = timeout(SLOT_PAUSE, self.shared.ended.notified()).await;
+        }
+    }
+}
+
+impl Upload {
+    /// Sends the rest of it.
+    async fn rest(self) {
+        self.body.resetting(Reason::CANCEL).await;
     }
 }
 
@@ -168,6 +244,7 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        .initial_max_send_streams(limits::H2_FIRST_STREAMS)
         .initial_window_size(limits::bound_h2(
             limits::H2_UPSTREAM_WINDOW,
             holds("h2-upstream-window"),
@@ -184,22 +261,24 @@ fn builder() -> Builder {
     builder
 }
 
-/// Hands on what comes before the answer, and gives the answer.
+/// Hands on what comes before the answer, and gives the answer. `heads` is how many came.
 fn poll_answer(
     response: &mut ResponseFuture,
     hints: Option<&Hints>,
+    heads: &mut usize,
     cx: &mut Context<'_>,
-) -> Poll<Result<Response<Stream>, Fault>> {
+) -> Poll<Result<Response<RecvStream>, Fault>> {
     while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
         let interim = interim?;
+        *heads += 1;
+        if *heads > limits::H2_INTERIM && holds("h2-interim-heads") {
+            return Poll::Ready(Err(Fault::TooManyInterim));
+        }
         if let Some(hints) = hints {
             hints.pass(interim.status(), interim.headers());
         }
     }
-    let answer = std::task::ready!(Pin::new(response).poll(cx))?;
-    let (parts, incoming) = answer.into_parts();
-    let body = Stream::new(incoming, &parts.headers);
-    Poll::Ready(Ok(Response::from_parts(parts, body)))
+    Pin::new(response).poll(cx).map_err(Fault::from)
 }
 
 /// Whether an empty body is told of: for others, that is what is expected (RFC 9110 §8.6).
@@ -207,26 +286,34 @@ fn has_content(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH)
 }
 
-/// Ends when the other end gives no sign of life though something is under way.
+/// Ends when the other end gives no sign of life though something is under way, and when it does not let go of a connection
+/// that nobody uses any more.
 ///
-/// It is asked for one rarely: servers exist that end connections on which they are asked oftener than every five minutes
-/// while they think (gRPC's; its proposal A8 tells of it).
-async fn silence(pings: Option<PingPong>, heard: Arc<AtomicBool>, under_way: Arc<AtomicUsize>) {
-    let Some(mut pings) = pings.filter(|_| holds("upstream-ping")) else {
+/// It is asked for a sign rarely: servers exist that end connections on which they are asked oftener than every five minutes
+/// while they say nothing (gRPC's; its proposal A8 tells of it).
+async fn useless(pings: Option<PingPong>, heard: Arc<AtomicBool>, shared: Weak<Shared>) {
+    let Some(mut pings) = pings else {
         return std::future::pending().await;
     };
     let mut asked: Option<Instant> = None;
     loop {
         sleep(limits::H2_PING_INTERVAL).await;
-        let was_heard = heard.swap(false, Relaxed);
+        let Some(is_busy) = shared.upgrade().map(|shared| shared.under_way.load(Relaxed) > 0) else {
+            return sleep(limits::GOODBYE_TIME).await;
+        };
+        if heard.swap(false, Relaxed) {
+            asked = None;
+            continue;
+        }
         let is_early = asked.is_some_and(|asked| asked.elapsed() < limits::H2_PING_PAUSE)
             && holds("upstream-ping-pause");
-        if was_heard || is_early || under_way.load(Relaxed) == 0 {
+        if is_early || !is_busy || !holds("upstream-ping") {
             continue;
         }
         asked = Some(Instant::now());
         match timeout(limits::H2_PING_TIME, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
+            // That was no more than the answer.
+            Ok(Ok(_)) => heard.store(false, Relaxed),
             // The connection has ended, which is told elsewhere.
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
@@ -242,7 +329,14 @@ impl From<Fault> for Unanswered {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.under_way.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Relaxed);
+        self.0.ended.notify_one();
     }
 }
 

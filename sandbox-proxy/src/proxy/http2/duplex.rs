@@ -2,14 +2,17 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Fault;
+use super::client::Slot;
 use super::outgoing::poll_room;
+use super::queue::Queue;
 use crate::proxy::limits;
 
 /// Both directions of a stream after its extended CONNECT. Dropped before it was shut down, it is reset.
@@ -18,11 +21,16 @@ pub(crate) struct Duplex {
     /// What came and is not read yet.
     came: Bytes,
     outgoing: SendStream<Bytes>,
+    queue: Arc<Queue>,
+    /// At upstream, among the streams of its connection.
+    _slot: Option<Arc<Slot>>,
 }
 
 impl Duplex {
-    pub(super) fn new(incoming: RecvStream, outgoing: SendStream<Bytes>) -> Self {
+    pub(super) fn new(incoming: RecvStream, outgoing: SendStream<Bytes>, slot: Option<Arc<Slot>>) -> Self {
         Self {
+            queue: Queue::new(None),
+            _slot: slot,
             incoming,
             came: Bytes::new(),
             outgoing,
@@ -52,10 +60,10 @@ impl AsyncRead for Duplex {
     }
 }
 
-/// A stream that is cancelled is the same as one of TCP that was closed (RFC 8441 §5.1).
+/// A stream that is reset is the same as one of TCP that is (RFC 8441 §5), but for one that just is not needed any more.
 fn ended(error: h2::Error) -> io::Result<()> {
     match Fault::from(error) {
-        Fault::Reason(Reason::NO_ERROR | Reason::CANCEL) => Ok(()),
+        fault if fault.is_no_error() => Ok(()),
         fault => Err(broken(fault)),
     }
 }
@@ -63,7 +71,7 @@ fn ended(error: h2::Error) -> io::Result<()> {
 fn broken(fault: Fault) -> io::Error {
     match fault {
         Fault::Io(kind) => kind.into(),
-        Fault::Reason(_) | Fault::Other => io::Error::new(io::ErrorKind::ConnectionReset, fault),
+        _ => io::Error::new(io::ErrorKind::ConnectionReset, fault),
     }
 }
 
@@ -72,14 +80,16 @@ impl AsyncWrite for Duplex {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        ready!(self.queue.poll_free(cx));
         if self.outgoing.capacity() == 0 {
             self.outgoing
                 .reserve_capacity(buf.len().min(limits::H2_SEND_BUFFER));
         }
         let room = ready!(poll_room(&mut self.outgoing, cx)).map_err(|error| broken(error.into()))?;
         let data = buf.get(..room).unwrap_or(buf);
+        let held = self.queue.hold(Bytes::copy_from_slice(data));
         self.outgoing
-            .send_data(Bytes::copy_from_slice(data), false)
+            .send_data(held, false)
             .map_err(|error| broken(error.into()))?;
         Poll::Ready(Ok(data.len()))
     }

@@ -1,6 +1,7 @@
 //! A body as it comes in over HTTP/2.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -8,7 +9,9 @@ use h2::RecvStream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
 
+use super::client::Slot;
 use super::{Fault, Reply};
 use crate::defence::holds;
 
@@ -21,6 +24,17 @@ pub(crate) struct Stream {
     has_trailers_next: bool,
     /// Of a client that waits to be told that its body is wanted.
     asks_first: Option<Reply>,
+    /// Of an upstream.
+    from: Option<Answered>,
+}
+
+/// What goes with the body of an answer.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// Among the streams of its connection.
+    pub(super) _slot: Arc<Slot>,
+    /// What of the request's body is still going out.
+    pub(super) upload: Option<AbortHandle>,
 }
 
 impl Stream {
@@ -32,15 +46,20 @@ impl Stream {
             stream,
             has_trailers_next: false,
             asks_first: None,
+            from: None,
         }
     }
 
+    /// The same, of an answer. Without anybody who wants the rest of it, nobody wants the request's either.
+    pub(super) fn answering(mut self, from: Answered) -> Self {
+        self.from = Some(from);
+        self
+    }
+
     /// The same, which tells the client that it is wanted when it is first asked for.
-    pub(super) fn asking_first(self, reply: Reply) -> Self {
-        Self {
-            asks_first: Some(reply),
-            ..self
-        }
+    pub(super) fn asking_first(mut self, reply: Reply) -> Self {
+        self.asks_first = Some(reply);
+        self
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
@@ -90,6 +109,16 @@ impl Body for Stream {
             Some(length) => SizeHint::with_exact(length),
             None if self.is_end_stream() => SizeHint::with_exact(0),
             None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(upload) = self.from.as_ref().and_then(|from| from.upload.as_ref())
+            && !self.stream.is_end_stream()
+        {
+            upload.abort();
         }
     }
 }

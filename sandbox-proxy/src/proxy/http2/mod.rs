@@ -3,13 +3,14 @@
 //! * `server`: a client's connection, and the way of each of its requests.
 //! * `reply`: where a request's answers go.
 //! * `client`: a connection to upstream, and what is sent on it.
-//! * `incoming` and `outgoing`: bodies, each with its window.
+//! * `incoming` and `outgoing`: bodies, each with its window; `queue` is what waits for a receiver.
 //! * `duplex`: a stream that has become a WebSocket.
 
 pub(super) mod client;
 mod duplex;
 mod incoming;
 mod outgoing;
+mod queue;
 mod reply;
 pub(super) mod server;
 
@@ -33,7 +34,13 @@ pub(crate) enum Fault {
     Io(io::ErrorKind),
     /// It was used up.
     #[error("the connection takes no more requests")]
-    Other,
+    UsedUp,
+    /// The other end said more before its answer than anybody would.
+    #[error("too many interim answers")]
+    TooManyInterim,
+    /// The request's body broke off.
+    #[error("the client broke its request off")]
+    BrokenOff,
 }
 
 impl From<h2::Error> for Fault {
@@ -41,7 +48,7 @@ impl From<h2::Error> for Fault {
         match (error.reason(), error.get_io()) {
             (Some(reason), _) => Self::Reason(reason),
             (None, Some(error)) => Self::Io(error.kind()),
-            (None, None) => Self::Other,
+            (None, None) => Self::UsedUp,
         }
     }
 }

@@ -2,45 +2,63 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::{Body, Frame};
 
-/// Sends a body as fast as it is taken. Ends when it has ended, and when nobody takes it any more.
+use super::queue::Queue;
+use crate::proxy::place::Place;
+
+/// Sends a body as fast as it is taken. Ends when it has ended, and when nobody takes it any more; gives whether it came
+/// to that, and did not break off.
 pub(super) struct Outgoing<B> {
     body: B,
     stream: SendStream<Bytes>,
+    queue: Arc<Queue>,
     /// Data that waits for room, and whether it is the last.
     waiting: Option<(Bytes, bool)>,
     /// What the receiver is told where the body breaks off.
-    broken: Reason,
+    broken: Option<Reason>,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
-    pub(super) fn new(body: B, stream: SendStream<Bytes>, broken: Reason) -> Self {
+    /// All that waits for the receiver holds the `place`. Whoever gives no reason for what breaks off resets it.
+    pub(super) fn new(body: B, stream: SendStream<Bytes>, place: Option<Place>) -> Self {
         Self {
             body,
             stream,
+            queue: Queue::new(place),
             waiting: None,
-            broken,
+            broken: None,
         }
     }
 
-    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    /// The same, which tells the receiver so where the body breaks off.
+    pub(super) fn resetting(self, reason: Reason) -> Self {
+        Self {
+            broken: Some(reason),
+            ..self
+        }
+    }
+
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, h2::Error>> {
         loop {
             if self.waiting.is_some() {
+                ready!(self.queue.poll_free(cx));
                 ready!(poll_room(&mut self.stream, cx))?;
             }
             if let Some((data, is_last)) = self.waiting.take() {
-                self.stream.send_data(data, is_last)?;
+                self.stream.send_data(self.queue.hold(data), is_last)?;
                 if is_last {
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(true));
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
-                return Poll::Ready(self.stream.send_data(Bytes::new(), true));
+                self.stream.send_data(Bytes::new(), true)?;
+                return Poll::Ready(Ok(true));
             };
             match frame.map(Frame::into_data) {
                 Ok(Ok(data)) if data.is_empty() => {}
@@ -53,11 +71,14 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                 Ok(Err(frame)) => {
                     self.stream.reserve_capacity(0);
                     let trailers = frame.into_trailers().unwrap_or_default();
-                    return Poll::Ready(self.stream.send_trailers(trailers));
+                    self.stream.send_trailers(trailers)?;
+                    return Poll::Ready(Ok(true));
                 }
                 Err(_) => {
-                    self.stream.send_reset(self.broken);
-                    return Poll::Ready(Ok(()));
+                    if let Some(reason) = self.broken {
+                        self.stream.send_reset(reason);
+                    }
+                    return Poll::Ready(Ok(false));
                 }
             }
         }
@@ -65,15 +86,15 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Future for Outgoing<B> {
-    type Output = ();
+    type Output = bool;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
         let this = self.get_mut();
-        if this.poll_sent(cx).is_ready() {
-            return Poll::Ready(());
+        if let Poll::Ready(sent) = this.poll_sent(cx) {
+            return Poll::Ready(sent.unwrap_or(true));
         }
         // Wakes this, too, when the receiver gives the stream up.
-        this.stream.poll_reset(cx).map(drop)
+        this.stream.poll_reset(cx).map(|_| true)
     }
 }
 

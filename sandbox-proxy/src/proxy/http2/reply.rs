@@ -14,9 +14,11 @@ use crate::proxy::place;
 
 /// What interim answers to one request may take that nobody has read, in bytes; further ones are left out, as hints may be
 /// (RFC 8297 §2). Nothing tells when they have left, so all of them count.
-const INTERIM_BYTES: usize = 4 << 10;
-/// What a head takes beside its fields, and each field beside its text (RFC 9113 §6.5.2).
-const OVERHEAD_BYTES: usize = 32;
+const INTERIM_BYTES: usize = 8 << 10;
+/// What a head takes beside its fields.
+const HEAD_BYTES: usize = 256;
+/// What a field takes beside its text (RFC 9113 §6.5.2).
+const FIELD_BYTES: usize = 32;
 
 /// Whoever answers the request, and whoever hears what upstream says before, has one of these.
 #[derive(Clone)]
@@ -39,15 +41,17 @@ impl Reply {
 
     /// Tells the client to go on with its body (RFC 9110 §10.1.1).
     pub(super) fn go_on(&self) {
-        self.interim(StatusCode::CONTINUE, HeaderMap::new());
+        if let Some(stream) = &mut self.lock().stream {
+            send(stream, StatusCode::CONTINUE, HeaderMap::new());
+        }
     }
 
     /// Passes an interim answer on, unless the answer was there before.
     pub(crate) fn interim(&self, status: StatusCode, mut headers: HeaderMap) {
         let fields = headers
             .iter()
-            .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD_BYTES);
-        let size = OVERHEAD_BYTES + fields.sum::<usize>();
+            .map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
+        let size = HEAD_BYTES + fields.sum::<usize>();
         let mut open = self.lock();
         let left = open.room.checked_sub(size);
         let Open {
@@ -63,12 +67,7 @@ impl Reply {
             None => {}
         }
         place::let_go_of_buffer(&mut headers);
-        let mut head = Response::new(());
-        *head.status_mut() = status;
-        *head.headers_mut() = headers;
-        if let Err(error) = stream.send_informational(head) {
-            tracing::debug!(error = %Fault::from(error), "an interim answer was left out");
-        }
+        send(stream, status, headers);
     }
 
     /// The stream, for the answer; nothing is said before it from now on.
@@ -86,6 +85,15 @@ impl Reply {
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn send(stream: &mut SendResponse<Bytes>, status: StatusCode, headers: HeaderMap) {
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    *head.headers_mut() = headers;
+    if let Err(error) = stream.send_informational(head) {
+        tracing::debug!(error = %Fault::from(error), "an interim answer was left out");
     }
 }
 
@@ -128,7 +136,7 @@ mod tests {
             count += 1;
         }
         assert!(
-            count > 1 && count * (2 * OVERHEAD_BYTES + 8) <= INTERIM_BYTES,
+            count > 1 && count * (HEAD_BYTES + FIELD_BYTES + 8) <= INTERIM_BYTES,
             "{count}"
         );
         assert_eq!(response.await.unwrap().status(), StatusCode::OK);

@@ -11,9 +11,9 @@ use h2::{Reason, RecvStream};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
+use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::outgoing::Outgoing;
 use super::{Duplex, Fault, Reply, Stream};
@@ -27,15 +27,13 @@ use crate::proxy::websocket::Upgrade;
 use crate::proxy::{Inner, limits, message, tunnel};
 
 /// Serves a connection until it ends, or until nothing was asked on it for a while: a head that never ends is none. Its
-/// requests end with it, also when this is dropped.
+/// requests end with it, also when this is dropped: each waits for its stream beside all else that it waits for.
 pub(crate) async fn serve<S, F, R>(inner: Arc<Inner>, stream: S, answer: F) -> Result<(), Fault>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>, AfterSlot) -> R + Send + Sync + 'static,
     R: Future<Output = Response<ResponseBody>> + Send,
 {
-    let open = CancellationToken::new();
-    let _scope = open.clone().drop_guard();
     let answer = Arc::new(answer);
     let busy = Busy::default();
     let idle = busy.clone().none_for(limits::HEAD_TIME);
@@ -47,11 +45,8 @@ where
     });
     let mut take = |mut request: Request<RecvStream>, reply| {
         request.extensions_mut().insert(busy.begin());
-        let (inner, answer, open) = (Arc::clone(&inner), Arc::clone(&answer), open.clone());
-        tokio::spawn(async move {
-            let answered = serve_request(&inner, request, Reply::new(reply), answer.as_ref());
-            unless(answered, open.cancelled()).await
-        });
+        let (inner, answer) = (Arc::clone(&inner), Arc::clone(&answer));
+        tokio::spawn(async move { serve_request(&inner, request, Reply::new(reply), answer.as_ref()).await });
     };
     let Some(connection) = unless(builder().handshake(stream), idle.as_mut()).await else {
         return Ok(());
@@ -131,14 +126,15 @@ where
     if let (Some(After::WebSocket(mut switched)), Some(incoming)) = (slot.take(), websocket) {
         match stream.send_response(head, false) {
             Ok(outgoing) => {
-                switched.client = Upgrade::Http2(Duplex::new(incoming, outgoing));
-                tunnel::serve_websocket(inner, *switched).await;
+                switched.client = Upgrade::Http2(Duplex::new(incoming, outgoing, None));
+                Box::pin(tunnel::serve_websocket(inner, *switched)).await;
             }
             Err(error) => give_up(&mut stream, error),
         }
         return;
     }
     let has_body = !body.is_end_stream() && !is_head;
+    let place = body.place();
     if !body.is_end_stream()
         && let Some(length) = body.size_hint().exact()
     {
@@ -147,8 +143,12 @@ where
             .or_insert_with(|| HeaderValue::from(length));
     }
     match stream.send_response(head, !has_body) {
-        Ok(outgoing) if has_body => Outgoing::new(body, outgoing, Reason::INTERNAL_ERROR).await,
-        Ok(_) => {}
+        Ok(outgoing) if has_body => {
+            let outgoing = Outgoing::new(body, outgoing, place);
+            outgoing.resetting(Reason::INTERNAL_ERROR).await;
+        }
+        // Nothing comes but the end, which upstream may say on its own.
+        Ok(_) => drop(timeout(limits::GOODBYE_TIME, body.collect()).await),
         Err(error) => give_up(&mut stream, error),
     }
 }
