@@ -152,11 +152,6 @@ pub(crate) const fn places(count: usize, holds: bool) -> usize {
     }
 }
 
-/// The bytes of a stream of HTTP/2 that may wait, or as good as any number where a test run has switched that off.
-pub(crate) const fn send_buffer_h2(holds: bool) -> usize {
-    if holds { H2_SEND_BUFFER } else { i32::MAX as usize }
-}
-
 /// A window of HTTP/2 or a bound of it, or the greatest that there can be where a test run has switched its defence off.
 pub(crate) const fn bound_h2(size: u32, holds: bool) -> u32 {
     if holds { size } else { i32::MAX.cast_unsigned() }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::after_others::after_others;
 use super::incoming::Answered;
 use super::outgoing::Outgoing;
 use super::{Duplex, Fault, Stream};
@@ -91,7 +92,7 @@ impl Http2 {
         };
         let useless = useless(connection.ping_pong(), heard, Arc::downgrade(&this.shared));
         let driven = async move {
-            if let Some(Err(error)) = unless(connection, useless).await {
+            if let Some(Err(error)) = unless(after_others(connection), useless).await {
                 tracing::debug!(error = %Fault::from(error), "HTTP/2 with upstream ended");
             }
         };
@@ -253,7 +254,6 @@ fn builder() -> Builder {
             limits::H2_UPSTREAM_CONNECTION_WINDOW,
             holds("h2-upstream-connection-window"),
         ))
-        .max_send_buffer_size(limits::send_buffer_h2(holds("h2-upstream-send-buffer")))
         .max_header_list_size(limits::bound_h2(
             limits::HEAD_BYTES_H2,
             holds("h2-response-head-bytes"),

@@ -5,7 +5,9 @@
 //! * `client`: a connection to upstream, and what is sent on it.
 //! * `incoming` and `outgoing`: bodies, each with its window; `queue` is what waits for a receiver.
 //! * `duplex`: a stream that has become a WebSocket.
+//! * `after_others`: when connections write.
 
+mod after_others;
 pub(super) mod client;
 mod duplex;
 mod incoming;

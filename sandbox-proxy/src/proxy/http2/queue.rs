@@ -1,26 +1,34 @@
 //! What of one stream waits in `h2` for its receiver.
 //!
-//! `h2` bounds the bytes that wait and not the frames, of which each takes some 400 beside its own: whoever sends single
-//! bytes to somebody who reads none would have the host hold that for each. So frames are counted until they are gone.
+//! `h2` itself bounds the bytes that wait and not the frames, of which each takes some 400 beside its own: whoever sends
+//! single bytes to somebody who reads none would have the host hold that for each. So both are counted here until they are
+//! gone, and `h2`'s own bound is never met.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
 use crate::defence::holds;
+use crate::proxy::limits::H2_SEND_BUFFER;
 use crate::proxy::place::Place;
 
 /// Frames of one stream that may wait. Those of usual size are bounded by their bytes before.
 const FRAMES: usize = 32;
 
-/// The frames of one stream that wait, all in one place among the sandbox's requests.
+/// The data of one stream that waits, all in one place among the sandbox's requests.
 #[derive(Debug)]
 pub(super) struct Queue {
-    frames: AtomicUsize,
-    writer: Mutex<Option<Waker>>,
+    waiting: Mutex<Waiting>,
     _place: Option<Place>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: usize,
+    bytes: usize,
+    /// Who waits for room.
+    writer: Option<Waker>,
 }
 
 /// Data in a queue, until it is gone.
@@ -32,44 +40,42 @@ struct Held {
 impl Queue {
     pub(super) fn new(place: Option<Place>) -> Arc<Self> {
         Arc::new(Self {
-            frames: AtomicUsize::new(0),
-            writer: Mutex::default(),
+            waiting: Mutex::default(),
             _place: place.filter(|_| holds("h2-queues-hold-places")),
         })
     }
 
     /// Waits until there is room for one more frame.
     pub(super) fn poll_free(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_free() {
+        let mut waiting = self.lock();
+        if waiting.has_room() {
             return Poll::Ready(());
         }
-        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
-        // One may have gone meanwhile.
-        if self.is_free() {
-            return Poll::Ready(());
-        }
+        waiting.writer = Some(cx.waker().clone());
         Poll::Pending
-    }
-
-    fn is_free(&self) -> bool {
-        self.frames.load(Ordering::Acquire) < FRAMES || !holds("h2-queued-frames")
     }
 
     /// The same data, in the queue until it is gone.
     pub(super) fn hold(self: &Arc<Self>, data: Bytes) -> Bytes {
-        self.frames.fetch_add(1, Ordering::AcqRel);
+        let mut waiting = self.lock();
+        waiting.frames += 1;
+        waiting.bytes += data.len();
+        drop(waiting);
         Bytes::from_owner(Held {
             data,
             queue: Arc::clone(self),
         })
     }
 
-    fn release(&self) {
-        if self.frames.fetch_sub(1, Ordering::AcqRel) == FRAMES
-            && let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            writer.wake();
-        }
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn has_room(&self) -> bool {
+        (self.frames < FRAMES || !holds("h2-queued-frames"))
+            && (self.bytes < H2_SEND_BUFFER || !holds("h2-queued-bytes"))
     }
 }
 
@@ -81,7 +87,12 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.queue.release();
+        let mut waiting = self.queue.lock();
+        waiting.frames -= 1;
+        waiting.bytes -= self.data.len();
+        if let Some(writer) = waiting.writer.take() {
+            writer.wake();
+        }
     }
 }
 
@@ -91,21 +102,33 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn frames_that_wait_are_few_and_one_that_leaves_makes_room() {
+    /// How many of these may wait.
+    fn fill(size: usize) -> Vec<Bytes> {
         let mut cx = Context::from_waker(Waker::noop());
         let queue = Queue::new(None);
         let mut waiting = Vec::new();
         while queue.poll_free(&mut cx).is_ready() && waiting.len() < 1000 {
-            waiting.push(queue.hold(Bytes::from_static(b"x")));
+            waiting.push(queue.hold(vec![b'x'; size].into()));
         }
-        assert_eq!(waiting.len(), FRAMES);
         // A part of it keeps all of it.
         let part = waiting[0].slice(..1);
         waiting.swap_remove(0);
         assert!(queue.poll_free(&mut cx).is_pending());
         drop(part);
         assert!(queue.poll_free(&mut cx).is_ready());
+        waiting.push(queue.hold(vec![b'x'; size].into()));
+        waiting
+    }
+
+    #[test]
+    fn frames_that_wait_are_few_and_one_that_leaves_makes_room() {
+        assert_eq!(fill(1).len(), FRAMES);
+    }
+
+    #[test]
+    fn bytes_that_wait_are_few_and_some_that_leave_make_room() {
+        assert_eq!(fill(H2_SEND_BUFFER / 4).len(), 4);
+        assert_eq!(fill(3 * H2_SEND_BUFFER).len(), 1);
     }
 
     #[test]

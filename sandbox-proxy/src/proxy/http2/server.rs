@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use super::after_others::after_others;
 use super::outgoing::Outgoing;
 use super::{Duplex, Fault, Reply, Stream};
 use crate::defence::holds;
@@ -52,7 +53,7 @@ where
         return Ok(());
     };
     let mut connection = connection?;
-    if let Some(ended) = unless(accept(&mut connection, &mut take), idle).await {
+    if let Some(ended) = unless(after_others(accept(&mut connection, &mut take)), idle).await {
         return ended;
     }
     connection.graceful_shutdown();
@@ -80,7 +81,6 @@ fn builder() -> Builder {
             limits::H2_CLIENT_CONNECTION_WINDOW,
             holds("h2-client-connection-window"),
         ))
-        .max_send_buffer_size(limits::send_buffer_h2(holds("h2-client-send-buffer")))
         .enable_connect_protocol();
     builder
 }
