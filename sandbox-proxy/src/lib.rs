@@ -35,7 +35,7 @@
 //! All proxies of a process share its descriptors. One sandbox holds an eighth of the soft `RLIMIT_NOFILE` as streams
 //! and another as connections to upstream (at most 1024 each; see [`ProxyBuilder::max_connections`]), all together three
 //! quarters, and none more than are left for the others. What is over it is answered with 503 and recorded. A guest
-//! that does its worst makes the host hold about 400 MiB with 128 connections each way, and 680 MiB with 1024.
+//! that does its worst makes the host hold about 440 MiB with 128 connections each way, and 720 MiB with 1024.
 //!
 //! Up to 250 denials in ten seconds are recorded one by one. Beyond that, of those that say the same the first is recorded
 //! at once and the rest as a count every ten seconds; sinks that take every attempt, as [`AuditLog`] does, get each.

@@ -88,6 +88,11 @@ impl RequestBody {
         }
     }
 
+    /// What is written down of its request.
+    pub(crate) fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
     /// Where it counts among the sandbox's requests.
     pub(crate) fn place(&self) -> &Place {
         &self.place

@@ -383,8 +383,8 @@ impl From<TrySendError<Request<RequestBody>>> for Failure {
     }
 }
 
-impl From<http2::client::Unanswered> for Failure {
-    fn from(failure: http2::client::Unanswered) -> Self {
+impl From<http2::client::Failed> for Failure {
+    fn from(failure: http2::client::Failed) -> Self {
         Self {
             unsent: failure.unsent,
             error: failure.fault.into(),

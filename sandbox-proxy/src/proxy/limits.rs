@@ -11,10 +11,10 @@
 //! | what is read ahead of TLS, both sides | `n` × 2 × [`AHEAD_BYTES`] | 8 MiB | 64 MiB |
 //! | uploads over HTTP/2 | [`H2_CLIENTS`] × [`H2_CLIENT_CONNECTION_WINDOW`] | 32 MiB | 32 MiB |
 //! | downloads over HTTP/2 | [`H2_UPSTREAMS`] × [`H2_UPSTREAM_CONNECTION_WINDOW`] | 64 MiB | 64 MiB |
-//! | bodies that wait for either receiver | [`REQUESTS`] × 2 × [`H2_SEND_BUFFER`] | 32 MiB | 32 MiB |
+//! | bodies that wait for either receiver | [`REQUESTS`] × 2 × (2 × [`H2_SEND_BUFFER`] + 32 frames of 400 bytes) | 77 MiB | 77 MiB |
 //! | heads of requests and responses | [`REQUESTS`] × 2 × ([`HEAD_BYTES`] + [`HEAD_FIELDS`] × 144) | 100 MiB | 100 MiB |
 //! | decoders of compressed responses | [`MEMORY_UNITS`](crate::scrub::coding::MEMORY_UNITS) | 128 MiB | 128 MiB |
-//! | together | | 396 MiB | 676 MiB |
+//! | together | | 441 MiB | 721 MiB |
 //!
 //! To this comes what a service with signatures collects of bodies to hash them, 64 MiB each (see `services::sign`).
 //!
@@ -24,7 +24,11 @@
 //! the rest of a WebSocket over HTTP/2 that has ended ([`H2_SEND_BUFFER`] each, [`H2_STREAMS`] to a connection).
 //!
 //! Interim answers that a client does not read are held for it: 8 KiB of them at most on a connection of HTTP/1.1, and as much
-//! for a request over HTTP/2 (see `interim`, `http2::reply`).
+//! for a request over HTTP/2 (see `interim`, `http2::reply`). What an upstream of HTTP/2 says before its answer has no window:
+//! of one connection, what is read at a time ([`H2_TURN_BYTES`]) may wait.
+//!
+//! Not in the sum either: what of HTTP/2 waits within its windows is counted by its bytes, and a small frame may keep the
+//! buffer that it was read into, eight KiB and more, until it is taken out.
 //!
 //! `together` in the tests takes all of it at once and measures.
 //!
@@ -62,18 +66,21 @@ pub(crate) const H2_CLIENT_WINDOW: u32 = 128 << 10;
 /// The same for all requests of a connection: some that stand still leave room for others.
 pub(crate) const H2_CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 /// HTTP/2 bytes of one request or response that wait for their receiver: who grants a great window and never reads
-/// is held no more than this.
+/// is held no more than this and two frames.
 pub(crate) const H2_SEND_BUFFER: usize = 32 << 10;
 /// What one response may bring over HTTP/2 before the guest takes it: a download is not held up by round trips.
 pub(crate) const H2_UPSTREAM_WINDOW: u32 = 512 << 10;
+/// The same for all responses of a connection: some that nobody reads leave room for others.
+pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 4 << 20;
 /// Requests on a connection to upstream before it has said how many it takes (RFC 9113 §6.5.2 wants no fewer of it).
 pub(crate) const H2_FIRST_STREAMS: usize = 100;
 /// Interim answers to one request: none is known that gives as many.
 pub(crate) const H2_INTERIM: usize = 256;
 /// What is read of a connection at a time before others have their turn: what has no window of its own waits for them.
 pub(crate) const H2_TURN_BYTES: usize = 128 << 10;
-/// The same for all responses of a connection: some that nobody reads leave room for others.
-pub(crate) const H2_UPSTREAM_CONNECTION_WINDOW: u32 = 4 << 20;
+/// An upload whose answer has come whole goes on as long as it moves once in this time: whoever answered does not have to
+/// say that it takes no more (RFC 9113 §8.1).
+pub(crate) const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of one message's head: bounds memory per connection.
 pub(crate) const HEAD_BYTES: usize = 64 << 10;
 /// Fields of one message's head, or of its trailers. In memory, each takes some 100 bytes beside its own, and HTTP/2 bounds

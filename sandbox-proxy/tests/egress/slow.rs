@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::Full;
 use sandbox_core::audit::AuditDecision;
 use sandbox_core::credential::{CredentialError, CredentialRequest, CredentialSource, Issued};
@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use crate::floods::{HEADERS, SETTINGS, frame2, open};
+use crate::floods::{END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, frame2, open};
 use crate::support::*;
 
 /// A proxy without sockets.
@@ -563,6 +563,44 @@ async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
         .wait(|event| event.path.as_deref() == Some("/x"))
         .await;
     assert!(event.outcome.contains("upstream failed"), "{event:?}");
+}
+
+#[tokio::test]
+async fn upload_that_nobody_takes_after_its_answer_is_not_kept_for_ever() {
+    let (running, at, listener, acceptor) = raw_http2().await;
+    let reset = Arc::<Notify>::default();
+    let told = Arc::clone(&reset);
+    tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        stream.write_all(&frame2(SETTINGS, 0, 0, &[])).await.unwrap();
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+            stream.read_exact(&mut payload).await.unwrap();
+            let answer = match head[3] {
+                // `:status: 200`, and that is all (RFC 7541, appendix A).
+                HEADERS => frame2(HEADERS, END_HEADERS | END_STREAM, 1, &[0x88]),
+                PING => frame2(PING, 1, 0, &payload),
+                RST_STREAM => {
+                    told.notify_one();
+                    continue;
+                }
+                _ => continue,
+            };
+            stream.write_all(&answer).await.unwrap();
+        }
+    });
+    let mut client = running.h2(&at).await;
+    // More than upstream's window takes.
+    let body = Full::from(vec![b'x'; 100 << 10]);
+    let request = Request::post(format!("https://{at}/x")).body(body).unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    tokio::time::pause();
+    let ended = timeout(FOR_EVER, reset.notified()).await;
+    tokio::time::resume();
+    ended.expect("it is held for ever");
 }
 
 /// An upload of six bytes to an upstream that answers when it has them, and how many it has.

@@ -10,7 +10,10 @@ use pin_project_lite::pin_project;
 /// tokio runs a task that was woken by another right after that one: each of many requests on a connection would be
 /// written by itself, with a system call and a TLS record of its own. A task that wakes itself goes behind the others.
 pub(super) fn after_others<W: Future>(work: W) -> AfterOthers<W> {
-    AfterOthers { work, is_last: false }
+    AfterOthers {
+        work,
+        has_let_others_go: false,
+    }
 }
 
 pin_project! {
@@ -18,7 +21,7 @@ pin_project! {
     pub(super) struct AfterOthers<W> {
         #[pin]
         work: W,
-        is_last: bool,
+        has_let_others_go: bool,
     }
 }
 
@@ -27,8 +30,8 @@ impl<W: Future> Future for AfterOthers<W> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Output> {
         let this = self.project();
-        *this.is_last = !*this.is_last;
-        if *this.is_last {
+        *this.has_let_others_go = !*this.has_let_others_go;
+        if *this.has_let_others_go {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -44,8 +47,13 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    // With several threads tokio runs what was woken last next.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_is_woken_by_the_first_of_many_comes_after_the_last() {
+        tokio::spawn(first_of_many()).await.unwrap();
+    }
+
+    async fn first_of_many() {
         let order = Arc::<Mutex<Vec<&str>>>::default();
         let bell = Arc::<Notify>::default();
         let connection = {

@@ -15,13 +15,14 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::after_others::after_others;
-use super::incoming::Answered;
+use super::incoming::{AnswerEnd, Answered};
 use super::outgoing::Outgoing;
 use super::{Duplex, Fault, Stream};
+use crate::audit::record::Record;
 use crate::defence::holds;
 use crate::proxy::body::RequestBody;
 use crate::proxy::incoming::Incoming;
@@ -48,6 +49,8 @@ struct Shared {
     /// What is under way, or about to be.
     under_way: AtomicUsize,
     streams: AtomicUsize,
+    /// Those that wait for a stream stand in line.
+    line: Mutex<()>,
     /// A stream has ended.
     ended: Notify,
 }
@@ -59,11 +62,11 @@ pub(crate) struct UnderWay(Arc<Shared>);
 /// One of as many streams as upstream takes at a time. `h2` takes more than that, and what it keeps for later it sends,
 /// also when nobody wants it any more.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<Shared>);
+pub(super) struct StreamSlot(Arc<Shared>);
 
 /// A request that was not answered.
 #[derive(Debug)]
-pub(crate) struct Unanswered {
+pub(crate) struct Failed {
     pub(crate) fault: Fault,
     /// The request, if nothing of it was sent.
     pub(crate) unsent: Option<Box<Request<RequestBody>>>,
@@ -72,7 +75,8 @@ pub(crate) struct Unanswered {
 /// The body of a request on its way, and what it holds.
 struct Upload {
     body: Outgoing<RequestBody>,
-    _slot: Arc<Slot>,
+    record: Arc<Record>,
+    _slot: Arc<StreamSlot>,
     _under_way: UnderWay,
 }
 
@@ -136,11 +140,11 @@ impl Http2 {
         &mut self,
         request: Request<RequestBody>,
         hints: Option<Hints>,
-    ) -> Result<Response<Incoming>, Unanswered> {
+    ) -> Result<Response<Incoming>, Failed> {
         let slot = match self.slot().await {
             Ok(slot) => slot,
             Err(fault) => {
-                return Err(Unanswered {
+                return Err(Failed {
                     fault,
                     unsent: Some(Box::new(request)),
                 });
@@ -159,7 +163,8 @@ impl Http2 {
         let sent = self.requests.send_request(Request::from_parts(parts, ()), ends);
         let (mut response, stream) = sent.map_err(Fault::from)?;
         let mut upload = (!ends).then(|| Upload {
-            body: Outgoing::new(body, stream, Some(place)),
+            record: Arc::clone(body.record()),
+            body: Outgoing::new(body, stream, Some(place)).until_left(),
             _slot: Arc::clone(&slot),
             _under_way: self.begin(),
         });
@@ -177,7 +182,11 @@ impl Http2 {
         });
         let (parts, incoming) = answered.await?.into_parts();
         // Upstream may answer before it has all of it.
-        let upload = upload.map(|upload| tokio::spawn(upload.rest()).abort_handle());
+        let upload = upload.map(|upload| {
+            let (sender, ended) = oneshot::channel();
+            tokio::spawn(upload.rest(ended));
+            sender
+        });
         let from = Answered { _slot: slot, upload };
         let body = Stream::new(incoming, &parts.headers).answering(from);
         Ok(Response::from_parts(parts, Incoming::Http2(body)))
@@ -211,13 +220,10 @@ impl Http2 {
     }
 
     /// Waits for one of the streams that upstream takes at a time.
-    async fn slot(&mut self) -> Result<Arc<Slot>, Fault> {
+    async fn slot(&mut self) -> Result<Arc<StreamSlot>, Fault> {
+        let _first = self.shared.line.lock().await;
         loop {
-            if let Err(error) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
-                // Others wait who should hear of it.
-                self.shared.ended.notify_one();
-                return Err(error.into());
-            }
+            poll_fn(|cx| self.requests.poll_ready(cx)).await?;
             let most = self.requests.current_max_send_streams();
             let one_more =
                 |count: usize| (count < most || !holds("h2-upstream-streams")).then_some(count + 1);
@@ -227,7 +233,7 @@ impl Http2 {
                 .fetch_update(Relaxed, Relaxed, one_more)
                 .is_ok()
             {
-                return Ok(Arc::new(Slot(Arc::clone(&self.shared))));
+                return Ok(Arc::new(StreamSlot(Arc::clone(&self.shared))));
             }
             let _ = timeout(SLOT_PAUSE, self.shared.ended.notified()).await;
         }
@@ -235,9 +241,22 @@ impl Http2 {
 }
 
 impl Upload {
-    /// Sends the rest of it.
-    async fn rest(self) {
-        self.body.resetting(Reason::CANCEL).await;
+    /// Sends the rest of it, as long as the answer's end is waited for; and if that was whole, as long as it moves.
+    async fn rest(self, answer: oneshot::Receiver<AnswerEnd>) {
+        let stands_still = async {
+            if answer.await.is_ok_and(|end| end == AnswerEnd::Whole) {
+                let mut before = None;
+                while before.replace(self.record.bytes_out()) != Some(self.record.bytes_out())
+                    || !holds("h2-upload-after-answer")
+                {
+                    sleep(limits::UPLOAD_PAUSE).await;
+                }
+            }
+        };
+        let mut body = self.body.resetting(Reason::CANCEL);
+        if unless(&mut body, stands_still).await.is_none() {
+            body.give_up(Reason::CANCEL);
+        }
     }
 }
 
@@ -316,12 +335,14 @@ async fn useless(pings: Option<PingPong>, heard: Arc<AtomicBool>, shared: Weak<S
             Ok(Ok(_)) => heard.store(false, Relaxed),
             // The connection has ended, which is told elsewhere.
             Ok(Err(_)) => return std::future::pending().await,
+            // It may stand behind much else.
+            Err(_) if heard.swap(false, Relaxed) => asked = None,
             Err(_) => return,
         }
     }
 }
 
-impl From<Fault> for Unanswered {
+impl From<Fault> for Failed {
     fn from(fault: Fault) -> Self {
         Self { fault, unsent: None }
     }
@@ -333,7 +354,7 @@ impl Drop for UnderWay {
     }
 }
 
-impl Drop for Slot {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Relaxed);
         self.0.ended.notify_one();

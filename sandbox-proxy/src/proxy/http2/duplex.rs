@@ -10,7 +10,7 @@ use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Fault;
-use super::client::Slot;
+use super::client::StreamSlot;
 use super::outgoing::poll_room;
 use super::queue::Queue;
 use crate::proxy::limits;
@@ -23,11 +23,15 @@ pub(crate) struct Duplex {
     outgoing: SendStream<Bytes>,
     queue: Arc<Queue>,
     /// At upstream, among the streams of its connection.
-    _slot: Option<Arc<Slot>>,
+    _slot: Option<Arc<StreamSlot>>,
 }
 
 impl Duplex {
-    pub(super) fn new(incoming: RecvStream, outgoing: SendStream<Bytes>, slot: Option<Arc<Slot>>) -> Self {
+    pub(super) fn new(
+        incoming: RecvStream,
+        outgoing: SendStream<Bytes>,
+        slot: Option<Arc<StreamSlot>>,
+    ) -> Self {
         Self {
             queue: Queue::new(None),
             _slot: slot,

@@ -9,9 +9,9 @@ use h2::RecvStream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 
-use super::client::Slot;
+use super::client::StreamSlot;
 use super::{Fault, Reply};
 use crate::defence::holds;
 
@@ -32,9 +32,17 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 pub(super) struct Answered {
     /// Among the streams of its connection.
-    pub(super) _slot: Arc<Slot>,
-    /// What of the request's body is still going out.
-    pub(super) upload: Option<AbortHandle>,
+    pub(super) _slot: Arc<StreamSlot>,
+    /// Hears of its end: the request's body is still going out.
+    pub(super) upload: Option<oneshot::Sender<AnswerEnd>>,
+}
+
+/// How an answer ended, for the request's body that it did not wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AnswerEnd {
+    Whole,
+    /// Nobody wants the rest of it.
+    GivenUp,
 }
 
 impl Stream {
@@ -50,7 +58,7 @@ impl Stream {
         }
     }
 
-    /// The same, of an answer. Without anybody who wants the rest of it, nobody wants the request's either.
+    /// The same, of an answer.
     pub(super) fn answering(mut self, from: Answered) -> Self {
         self.from = Some(from);
         self
@@ -115,10 +123,15 @@ impl Body for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some(upload) = self.from.as_ref().and_then(|from| from.upload.as_ref())
-            && !self.stream.is_end_stream()
-        {
-            upload.abort();
+        if let Some(upload) = self.from.as_mut().and_then(|from| from.upload.take()) {
+            // Whoever has as much as was announced asks for no more.
+            let is_whole = self.stream.is_end_stream() || self.length == Some(0);
+            // It may have ended before.
+            let _ = upload.send(if is_whole {
+                AnswerEnd::Whole
+            } else {
+                AnswerEnd::GivenUp
+            });
         }
     }
 }

@@ -22,6 +22,10 @@ pub(super) struct Outgoing<B> {
     waiting: Option<(Bytes, bool)>,
     /// What the receiver is told where the body breaks off.
     broken: Option<Reason>,
+    /// Whether it ends only when all of it has left.
+    until_left: bool,
+    /// All of it is in the queue.
+    has_ended: bool,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
@@ -33,7 +37,22 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             queue: Queue::new(place),
             waiting: None,
             broken: None,
+            until_left: false,
+            has_ended: false,
         }
+    }
+
+    /// The same, which ends only when all of it has left.
+    pub(super) fn until_left(self) -> Self {
+        Self {
+            until_left: true,
+            ..self
+        }
+    }
+
+    /// Resets the stream; what waits for its receiver is thrown away. Once the stream's head has left, no sooner.
+    pub(super) fn give_up(mut self, reason: Reason) {
+        self.stream.send_reset(reason);
     }
 
     /// The same, which tells the receiver so where the body breaks off.
@@ -45,7 +64,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, h2::Error>> {
-        loop {
+        while !self.has_ended {
             if self.waiting.is_some() {
                 ready!(self.queue.poll_free(cx));
                 ready!(poll_room(&mut self.stream, cx))?;
@@ -53,12 +72,14 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             if let Some((data, is_last)) = self.waiting.take() {
                 self.stream.send_data(self.queue.hold(data), is_last)?;
                 if is_last {
-                    return Poll::Ready(Ok(true));
+                    self.has_ended = true;
+                    break;
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
                 self.stream.send_data(Bytes::new(), true)?;
-                return Poll::Ready(Ok(true));
+                self.has_ended = true;
+                break;
             };
             match frame.map(Frame::into_data) {
                 Ok(Ok(data)) if data.is_empty() => {}
@@ -72,7 +93,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                     self.stream.reserve_capacity(0);
                     let trailers = frame.into_trailers().unwrap_or_default();
                     self.stream.send_trailers(trailers)?;
-                    return Poll::Ready(Ok(true));
+                    self.has_ended = true;
                 }
                 Err(_) => {
                     if let Some(reason) = self.broken {
@@ -82,6 +103,10 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                 }
             }
         }
+        if self.until_left {
+            ready!(self.queue.poll_empty(cx));
+        }
+        Poll::Ready(Ok(true))
     }
 }
 

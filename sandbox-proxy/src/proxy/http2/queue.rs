@@ -16,6 +16,9 @@ use crate::proxy::place::Place;
 /// Frames of one stream that may wait. Those of usual size are bounded by their bytes before.
 const FRAMES: usize = 32;
 
+/// Data that has no more than this is copied: buffers that are read into have twice as much and more.
+const SMALL: usize = 4 << 10;
+
 /// The data of one stream that waits, all in one place among the sandbox's requests.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -55,8 +58,24 @@ impl Queue {
         Poll::Pending
     }
 
+    /// Waits until nothing of it waits any more.
+    pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waiting = self.lock();
+        if waiting.frames == 0 {
+            return Poll::Ready(());
+        }
+        waiting.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// The same data, in the queue until it is gone.
     pub(super) fn hold(self: &Arc<Self>, data: Bytes) -> Bytes {
+        // A part of a buffer keeps all of it.
+        let data = if data.len() < SMALL {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        };
         let mut waiting = self.lock();
         waiting.frames += 1;
         waiting.bytes += data.len();

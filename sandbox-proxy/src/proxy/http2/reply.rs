@@ -17,8 +17,8 @@ use crate::proxy::place;
 const INTERIM_BYTES: usize = 8 << 10;
 /// What a head takes beside its fields.
 const HEAD_BYTES: usize = 256;
-/// What a field takes beside its text (RFC 9113 §6.5.2).
-const FIELD_BYTES: usize = 32;
+/// What a field takes beside its text.
+const FIELD_BYTES: usize = 144;
 
 /// Whoever answers the request, and whoever hears what upstream says before, has one of these.
 #[derive(Clone)]
