@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::ResponseBody;
+use super::half_open::HalfOpen;
 use super::http2::Reply;
 use super::http2::client::UnderWay;
 use super::incoming::Incoming;
@@ -61,6 +62,8 @@ pub(crate) struct AfterSlot {
     /// In a tunnel, where all is of one host.
     pub(crate) interim: Option<Interim>,
     after: Arc<Mutex<Option<After>>>,
+    /// Whether a request has come whose answer has not left.
+    is_answering: Arc<AtomicBool>,
 }
 
 impl AfterSlot {
@@ -81,6 +84,7 @@ impl AfterSlot {
     }
 
     pub(crate) fn set(&self, after: After) {
+        self.is_answering.store(false, Relaxed);
         *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
     }
 
@@ -101,15 +105,23 @@ where
         Some(Interim::Http1(between)) => between.clone(),
         _ => Between::default(),
     };
+    let is_answering = Arc::clone(&slot.is_answering);
+    let stream = HalfOpen::new(stream, Arc::clone(&is_answering));
     let stream = Interleaved::new(stream, between);
+    let begins = Arc::clone(&is_answering);
     let service = service_fn(move |request: Request<_>| {
+        begins.store(true, Relaxed);
         let response = answer(request.map(Incoming::Http1));
         async move { Ok::<_, Infallible>(response.await) }
     });
     let heard = Arc::<AtomicBool>::default();
     let stream = Heard::new(stream, Arc::clone(&heard));
     let mut http = http1::Builder::new();
-    http.timer(HeadTimer(Arc::clone(&heard)))
+    let timer = HeadTimer {
+        heard: Arc::clone(&heard),
+        is_answering,
+    };
+    http.timer(timer)
         .header_read_timeout(holds("slow-head-timeout").then_some(limits::HEAD_TIME));
     if holds("request-head-bytes") {
         // A buffer that is full of one read may hold a longer head.
@@ -128,15 +140,19 @@ where
 }
 
 /// A client's stream as hyper has it.
-pub(crate) type Served<S> = Heard<Interleaved<S>>;
+pub(crate) type Served<S> = Heard<Interleaved<HalfOpen<S>>>;
 
 /// Notes when it begins to be waited for a head: hyper starts the time for it then, and tells in no other way whether any
 /// of it came. (What came before, behind an earlier request, is not told apart from that: it opens nothing.)
-struct HeadTimer(Arc<AtomicBool>);
+struct HeadTimer {
+    heard: Arc<AtomicBool>,
+    is_answering: Arc<AtomicBool>,
+}
 
 impl HeadTimer {
     fn starts(&self) -> TokioTimer {
-        self.0.store(false, Relaxed);
+        self.heard.store(false, Relaxed);
+        self.is_answering.store(false, Relaxed);
         TokioTimer::new()
     }
 }

@@ -91,6 +91,8 @@ pub(crate) const HEAD_BYTES_H2: u32 = 64 << 10;
 /// From the first byte of a request to the end of its head, and between requests: a slow sender holds a stream. An HTTP/2
 /// connection with no request under way has this to twice this.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(60);
+/// For the answer to a client of HTTP/1.1 that has ended its side, or left: nobody can tell.
+pub(crate) const HALF_OPEN_TIME: Duration = Duration::from_secs(3);
 /// For an HTTP/2 client to hear that its connection ends.
 pub(crate) const GOODBYE_TIME: Duration = Duration::from_secs(5);
 /// From the answer to CONNECT to a whole client hello, and as much for the client's handshake after it. Programs read their

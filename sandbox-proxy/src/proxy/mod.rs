@@ -18,8 +18,8 @@
 //! * `refusal`: what is answered wherever one of these says no.
 //!
 //! Beside the way: `builder` makes the proxy, `live` changes its policy, `look_up` decides on names for the guest's DNS,
-//! `limits` has every limit, `place` says how long a request counts, and `io`, `bulk` and `unless` are what streams are held
-//! with.
+//! `limits` has every limit, `place` says how long a request counts, and `io`, `bulk`, `half_open` and `unless` are what
+//! streams are held with.
 
 mod asking;
 #[cfg(test)]
@@ -32,6 +32,7 @@ mod dial;
 mod exchange;
 mod front;
 mod gate;
+mod half_open;
 mod http1;
 mod http2;
 mod incoming;

@@ -35,7 +35,7 @@ pub(crate) fn client_stream(upgraded: Upgraded) -> Option<Client> {
     let parts = upgraded.downcast::<TokioIo<Served<Watched>>>().ok()?;
     Some(Prefixed::new(
         parts.read_buf,
-        parts.io.into_inner().into_inner().into_inner(),
+        parts.io.into_inner().into_inner().into_inner().into_inner(),
     ))
 }
 

@@ -565,6 +565,61 @@ async fn http2_upstream_that_gives_no_sign_of_life_is_given_up() {
     assert!(event.outcome.contains("upstream failed"), "{event:?}");
 }
 
+/// What a client of HTTP/1.1 gets that ends its side when it has asked, inside a tunnel and of an absolute target; and what
+/// its attempt's record says.
+async fn half_closed(path: &str) -> Vec<(String, String)> {
+    let mut told = Vec::new();
+    let upstream = Upstream::tls(&["http/1.1"]).await;
+    let at = upstream.at("api.test");
+    let running = Running::managed(&upstream).await;
+    let mut tls = running.tls(&at, "api.test", &["http/1.1"]).await.unwrap();
+    told.push(asks_and_ends(&running, &mut tls, path, &at).await);
+    let upstream = Upstream::plain().await;
+    let at = upstream.address.to_string();
+    let running = Running::start(|builder| {
+        let rule = format!("http://{at} special-ranges");
+        builder.policy(Arc::new(Rules::new().allow(&rule)))
+    })
+    .await;
+    let mut stream = running.dial().await;
+    told.push(asks_and_ends(&running, &mut stream, &format!("http://{at}{path}"), &at).await);
+    told
+}
+
+async fn asks_and_ends<S>(running: &Running, stream: &mut S, target: &str, at: &str) -> (String, String)
+where
+    S: AsyncReadExt + AsyncWriteExt + Unpin,
+{
+    let head = format!("GET {target} HTTP/1.1\r\nHost: {at}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let read = timeout(Duration::from_secs(60), stream.read_to_end(&mut answer));
+    // Nobody says goodbye to who is gone.
+    let _ = read.await.expect("it is held for ever");
+    let event = running.events.wait(|event| event.path.is_some()).await;
+    (
+        String::from_utf8_lossy(&answer).into_owned(),
+        event.outcome.clone(),
+    )
+}
+
+#[tokio::test]
+async fn client_that_ends_its_side_when_it_has_asked_gets_its_answer() {
+    for (answer, outcome) in half_closed("/x").await {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(outcome, "");
+    }
+}
+
+#[tokio::test]
+async fn client_that_ended_its_side_is_gone_where_the_answer_is_slow() {
+    for (answer, outcome) in half_closed("/hold").await {
+        assert_eq!(answer, "");
+        assert!(outcome.contains("went away"), "{outcome}");
+    }
+}
+
 #[tokio::test]
 async fn upload_that_nobody_takes_after_its_answer_is_not_kept_for_ever() {
     let (running, at, listener, acceptor) = raw_http2().await;
