@@ -228,8 +228,8 @@ impl Body for RequestBody {
 /// A body to the guest.
 #[derive(Debug)]
 pub(crate) enum ResponseBody {
-    /// Made by the proxy.
-    Whole(Option<Bytes>),
+    /// Made by the proxy, or collected by it, which counts among the sandbox's requests.
+    Whole(Option<Bytes>, Option<Place>),
     /// From upstream.
     Stream(Box<Streamed>),
 }
@@ -301,17 +301,22 @@ enum Came {
 
 impl ResponseBody {
     pub(crate) fn whole(bytes: Bytes) -> Self {
-        Self::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()))
+        Self::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()), None)
+    }
+
+    /// Of what came from upstream.
+    pub(crate) fn collected(bytes: Bytes, place: Place) -> Self {
+        Self::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()), Some(place))
     }
 
     pub(crate) fn empty() -> Self {
-        Self::Whole(None)
+        Self::Whole(None, None)
     }
 
     /// Where it counts among the sandbox's requests; what the proxy says itself does not.
     pub(crate) fn place(&self) -> Option<Place> {
         match self {
-            Self::Whole(_) => None,
+            Self::Whole(_, place) => place.clone(),
             Self::Stream(stream) => Some(stream.place.clone()),
         }
     }
@@ -504,14 +509,14 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         match self.get_mut() {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => stream.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.is_none(),
+            Self::Whole(bytes, _) => bytes.is_none(),
             // While something is held back, the end of what comes in is not the end of what goes out.
             Self::Stream(stream) => stream.ended && !stream.has_ready(),
         }
@@ -519,7 +524,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Whole(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             // Scrubbing keeps lengths; what is held back now is counted neither here nor there, which is why
             // the exact length is only told before the first byte, when it matters.
             Self::Stream(stream) if stream.decoder.is_none() => stream.incoming.size_hint(),

@@ -247,7 +247,7 @@ async fn note_tokens(
     }
     Ok(Response::from_parts(
         parts,
-        ResponseBody::whole(place.on_data(answer)),
+        ResponseBody::collected(answer, place.clone()),
     ))
 }
 

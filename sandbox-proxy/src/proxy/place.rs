@@ -2,7 +2,7 @@
 //!
 //! Over HTTP/2 that is later than when the answer was handed over: what a client does not read waits in its connection, as
 //! long as the client likes, and its next requests come in beside it. So whatever waits there holds the place: the data
-//! by what owns its bytes, a head by one of its values.
+//! by what owns its bytes (`http2::queue`), a head by one of its values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -42,17 +42,6 @@ impl Place {
             _permit: permit,
             connection,
         }))
-    }
-
-    /// The same data, which holds the place until it is gone.
-    pub(crate) fn on_data(&self, data: Bytes) -> Bytes {
-        if self.0.connection.is_none() || data.is_empty() || !holds("h2-answers-hold-places") {
-            return data;
-        }
-        Bytes::from_owner(Holding {
-            data,
-            _place: self.clone(),
-        })
     }
 
     /// Makes a head or trailers hold the place until they are gone. Without fields they take no memory to speak of.
@@ -160,13 +149,9 @@ mod tests {
             head.insert("x-one", HeaderValue::from_static("one"));
             place.on_head(&mut head);
             assert_eq!(head["x-one"], "one");
-            let data = place.on_data(Bytes::from_static(b"data"));
-            assert_eq!(data, "data");
             drop(place);
             assert_eq!(places.available_permits() == 0, is_held);
             drop(head);
-            assert_eq!(places.available_permits() == 0, is_held);
-            drop(data);
             assert_eq!(places.available_permits(), 1);
         }
     }

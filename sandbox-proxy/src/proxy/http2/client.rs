@@ -180,7 +180,13 @@ impl Http2 {
             }
             poll_answer(&mut response, hints.as_ref(), &mut heads, cx)
         });
-        let (parts, incoming) = answered.await?.into_parts();
+        let answer = answered.await;
+        if matches!(answer, Err(Fault::TooManyInterim))
+            && let Some(upload) = upload.take()
+        {
+            upload.body.give_up(Reason::CANCEL);
+        }
+        let (parts, incoming) = answer?.into_parts();
         // Upstream may answer before it has all of it.
         let upload = upload.map(|upload| {
             let (sender, ended) = oneshot::channel();
@@ -243,13 +249,16 @@ impl Http2 {
 impl Upload {
     /// Sends the rest of it, as long as the answer's end is waited for; and if that was whole, as long as it moves.
     async fn rest(self, answer: oneshot::Receiver<AnswerEnd>) {
+        let queue = Arc::clone(self.body.queue());
         let stands_still = async {
             if answer.await.is_ok_and(|end| end == AnswerEnd::Whole) {
-                let mut before = None;
-                while before.replace(self.record.bytes_out()) != Some(self.record.bytes_out())
-                    || !holds("h2-upload-after-answer")
-                {
+                let moved = || (self.record.bytes_out(), queue.left());
+                loop {
+                    let before = moved();
                     sleep(limits::UPLOAD_PAUSE).await;
+                    if moved() == before && holds("h2-upload-after-answer") {
+                        return;
+                    }
                 }
             }
         };

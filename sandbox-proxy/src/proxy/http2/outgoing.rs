@@ -15,7 +15,8 @@ use crate::proxy::place::Place;
 /// Sends a body as fast as it is taken. Ends when it has ended, and when nobody takes it any more; gives whether it came
 /// to that, and did not break off.
 pub(super) struct Outgoing<B> {
-    body: B,
+    /// Until all of it is in the queue.
+    body: Option<B>,
     stream: SendStream<Bytes>,
     queue: Arc<Queue>,
     /// Data that waits for room, and whether it is the last.
@@ -24,21 +25,18 @@ pub(super) struct Outgoing<B> {
     broken: Option<Reason>,
     /// Whether it ends only when all of it has left.
     until_left: bool,
-    /// All of it is in the queue.
-    has_ended: bool,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
     /// All that waits for the receiver holds the `place`. Whoever gives no reason for what breaks off resets it.
     pub(super) fn new(body: B, stream: SendStream<Bytes>, place: Option<Place>) -> Self {
         Self {
-            body,
+            body: Some(body),
             stream,
             queue: Queue::new(place),
             waiting: None,
             broken: None,
             until_left: false,
-            has_ended: false,
         }
     }
 
@@ -48,6 +46,11 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             until_left: true,
             ..self
         }
+    }
+
+    /// What waits for the receiver.
+    pub(super) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
     }
 
     /// Resets the stream; what waits for its receiver is thrown away. Once the stream's head has left, no sooner.
@@ -64,7 +67,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, h2::Error>> {
-        while !self.has_ended {
+        loop {
             if self.waiting.is_some() {
                 ready!(self.queue.poll_free(cx));
                 ready!(poll_room(&mut self.stream, cx))?;
@@ -72,13 +75,15 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             if let Some((data, is_last)) = self.waiting.take() {
                 self.stream.send_data(self.queue.hold(data), is_last)?;
                 if is_last {
-                    self.has_ended = true;
-                    break;
+                    self.body = None;
                 }
             }
-            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+            let Some(body) = &mut self.body else {
+                break;
+            };
+            let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)) else {
                 self.stream.send_data(Bytes::new(), true)?;
-                self.has_ended = true;
+                self.body = None;
                 break;
             };
             match frame.map(Frame::into_data) {
@@ -87,13 +92,13 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                     // Of the connection's window as much as says that something waits: what is claimed before it can be
                     // used is lost to the other streams.
                     self.stream.reserve_capacity(1);
-                    self.waiting = Some((data, self.body.is_end_stream()));
+                    self.waiting = Some((data, body.is_end_stream()));
                 }
                 Ok(Err(frame)) => {
                     self.stream.reserve_capacity(0);
                     let trailers = frame.into_trailers().unwrap_or_default();
                     self.stream.send_trailers(trailers)?;
-                    self.has_ended = true;
+                    self.body = None;
                 }
                 Err(_) => {
                     if let Some(reason) = self.broken {

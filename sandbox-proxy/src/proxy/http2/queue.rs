@@ -30,6 +30,8 @@ pub(super) struct Queue {
 struct Waiting {
     frames: usize,
     bytes: usize,
+    /// Bytes that waited and do so no more.
+    left: u64,
     /// Who waits for room.
     writer: Option<Waker>,
 }
@@ -56,6 +58,11 @@ impl Queue {
         }
         waiting.writer = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// How many bytes have left it.
+    pub(super) fn left(&self) -> u64 {
+        self.lock().left
     }
 
     /// Waits until nothing of it waits any more.
@@ -109,6 +116,7 @@ impl Drop for Held {
         let mut waiting = self.queue.lock();
         waiting.frames -= 1;
         waiting.bytes -= self.data.len();
+        waiting.left += self.data.len() as u64;
         if let Some(writer) = waiting.writer.take() {
             writer.wake();
         }
